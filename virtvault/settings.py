@@ -1,0 +1,189 @@
+"""Settings: a TOML file, then ``VIRTVAULT_*`` variables over it.
+
+``VIRTVAULT_CONFIG`` names the file; otherwise the first that exists of :data:`SEARCH_PATH`.
+A variable is the setting's name in capitals (``VIRTVAULT_BROKER_URL``); tables cannot be set so.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from virtvault.errors import InvalidSettings
+
+__all__ = ["RepositorySettings", "SEARCH_PATH", "Settings", "find_file", "load"]
+
+DEFAULT_STATE_DIR = "/var/lib/virtvault"
+SEARCH_PATH = (
+    "/etc/virtvault/virtvault.toml",
+    # `virtvault up` writes this one for its own roles.
+    f"{DEFAULT_STATE_DIR}/virtvault.toml",
+)
+
+
+@dataclass(frozen=True)
+class RepositorySettings:
+    """Where points are stored: ``[repositories.NAME]`` with ``path`` (and ``type = "directory"``)."""
+
+    name: str
+    path: str
+    type: str = "directory"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a role needs to know. Each default says why it is what it is."""
+
+    # -- who and where -----------------------------------------------------------------------
+    # The name of this hypervisor in queue names and points. One name, one worker.
+    host: str = field(default_factory=socket.gethostname)
+    # The worker talks to its own libvirt only.
+    libvirt_uri: str = "qemu:///system"
+    # Journals of runs in flight, the spool, locks, the embedded Redis and catalog.
+    state_dir: str = DEFAULT_STATE_DIR
+    # Unix sockets: their paths are limited to 107 bytes, so they are not below state_dir.
+    runtime_dir: str = "/run/virtvault"
+
+    # -- Celery ------------------------------------------------------------------------------
+    # Redis carries tasks and the live view. It may be flushed at any moment.
+    broker_url: str = "redis://127.0.0.1:6379/0"
+    # Empty: the broker. Any Celery result backend URL (`db+postgresql://…`) does.
+    result_backend: str = ""
+    # Only `central` opens it; hypervisors hold no database credential.
+    catalog_url: str = f"sqlite:///{DEFAULT_STATE_DIR}/catalog.sqlite"
+    # Backups and restores at a time on this hypervisor: each is mostly one sleeping thread here,
+    # but its jobs share the disks' bandwidth with the guests.
+    slots: int = 4
+    # Seconds a run stays claimed without a sign of life from its worker. A worker renews it at a
+    # third of this; shorter means a faster take-over and more Redis writes.
+    lease_seconds: int = 30
+    # Seconds between two rounds of the sweep that publishes lost messages again.
+    sweep_seconds: int = 10
+    # Seconds to wait for an answer on a control queue before the host counts as silent.
+    control_timeout: int = 10
+
+    # -- the engine --------------------------------------------------------------------------
+    # Seconds for one QMP command. The longest of ours (a transaction over many disks) takes well
+    # under one; a QEMU that needs longer is hung.
+    qmp_timeout: float = 30.0
+    # Seconds between two polls of query-block-jobs: starts at the first, grows to the second
+    # while nothing ends. Events wake the poll, so a long interval costs no latency at the end.
+    poll_min: float = 0.2
+    poll_max: float = 2.0
+    # A job without one byte of progress for this many seconds has a dead target: it is failed,
+    # the guest does not notice, the next backup loses nothing. Paused jobs are not counted.
+    stall_seconds: int = 600
+    # Seconds a guest write may wait for a stalled *scratch* file before the snapshot is given up
+    # (QEMU's cbw-timeout). It can happen once per backup; local disks answer in milliseconds.
+    cbw_timeout: int = 5
+    # Where data that the guest overwrites during a backup is kept. Empty: <state_dir>/scratch.
+    scratch_dir: str = ""
+    # Bytes one disk's scratch may grow to. Past it the backup fails and the guest goes on.
+    scratch_limit: int = 16 * 2**30
+    # Seconds the guest agent may take to freeze. Its own fsfreeze can hang on a busy guest.
+    freeze_timeout: int = 10
+    # Seconds after which the pause guard resumes and thaws a guest whose worker has died.
+    guard_seconds: float = 1.5
+    # Connections per NBD export (qemu-nbd -e): QEMU opens one, tools that look on need the rest.
+    nbd_clients: int = 4
+    # Compression of images in the repository: "none" or "zstd".
+    # none: restores and reads with any tool at disk speed.
+    compression: str = "none"
+
+    # -- storage -----------------------------------------------------------------------------
+    repositories: Mapping[str, RepositorySettings] = field(default_factory=dict)
+    # Empty: the only repository there is.
+    default_repository: str = ""
+    # A restore writes below one of these, nowhere else, whatever a message says.
+    restore_roots: tuple[str, ...] = (f"{DEFAULT_STATE_DIR}/restores",)
+
+    # -- Flower ------------------------------------------------------------------------------
+    # Loopback: Flower's task API has no authorisation per task.
+    flower_address: str = "127.0.0.1"
+    flower_port: int = 5555
+
+    @property
+    def backend_url(self) -> str:
+        """The result backend: as configured, or the broker's Redis in the backend's spelling.
+
+        kombu spells a unix socket ``redis+socket://``, the result backend ``socket://``.
+        """
+        if self.result_backend:
+            return self.result_backend
+        return self.broker_url
+
+    @property
+    def redis_url(self) -> str:
+        """The broker's Redis in redis-py's spelling (``unix://`` for a socket)."""
+        if self.broker_url.startswith("redis+socket://"):
+            path, _, query = self.broker_url.removeprefix("redis+socket://").partition("?")
+            return f"unix://{path}?{query.replace('virtual_host', 'db') or 'db=0'}"
+        return self.broker_url
+
+    @property
+    def scratch(self) -> Path:
+        """The directory of scratch images."""
+        return Path(self.scratch_dir or f"{self.state_dir}/scratch")
+
+    def repository_name(self, wanted: str) -> str:
+        """The name of ``wanted``, or of the default where that is empty.
+
+        :raises InvalidSettings: no default can be told.
+        """
+        if wanted:
+            return wanted
+        if self.default_repository:
+            return self.default_repository
+        if len(self.repositories) == 1:
+            return next(iter(self.repositories))
+        raise InvalidSettings(
+            f"No repository was named and {self.host} has {len(self.repositories)} of them.",
+            "Name one with --repository, or set default_repository.",
+        )
+
+
+def find_file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The settings file in force, or None where there is none."""
+    if named := environ.get("VIRTVAULT_CONFIG"):
+        return Path(named)
+    return next((Path(p) for p in SEARCH_PATH if Path(p).exists()), None)
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    :raises InvalidSettings: the file cannot be read, or a key is unknown or of the wrong type.
+    """
+    from virtvault import schemas
+
+    path = path or find_file(environ)
+    data: dict[str, object] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise InvalidSettings(
+                f"Cannot read the settings file {path}: {error.strerror}.",
+                "Mend its path in VIRTVAULT_CONFIG or --config.",
+            ) from error
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidSettings(f"{path} is not TOML: {error}.", "Mend that line.") from error
+    where = str(path) if path else "environment"
+    for variable, text in environ.items():
+        if variable.startswith("VIRTVAULT_") and variable not in _NOT_SETTINGS:
+            data[variable.removeprefix("VIRTVAULT_").lower()] = text
+    settings = schemas.load_settings(data, where)
+    if settings.default_repository and settings.default_repository not in settings.repositories:
+        raise InvalidSettings(
+            f"{where}: default_repository: no repository {settings.default_repository!r}.",
+            f"Add [repositories.{settings.default_repository}] with its path.",
+        )
+    return settings
+
+
+# VIRTVAULT_LAB_* belong to the test lab, the first to the search for the file.
+_NOT_SETTINGS = frozenset({"VIRTVAULT_CONFIG", "VIRTVAULT_LAB_KVM"})

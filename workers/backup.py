@@ -1,0 +1,508 @@
+"""One backup of one domain, read from top to bottom.
+
+Nothing is published before all of it is durable, nothing is dropped before its replacement is,
+and a kill at any line is mended by :func:`workers.recovery` from the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from virtvault import schemas
+from virtvault.errors import (
+    DomainBusy,
+    DomainStopped,
+    NothingToBackUp,
+    NotSupported,
+    UnknownDomain,
+    VirtvaultError,
+)
+from virtvault.models import BackupRequest, BackupResult, DiskProgress, Point, PointDisk
+from workers import disks as disk_view
+from workers import exports, instant, isolation, jobs
+from workers.disks import Disk
+from workers.engine import Engine, Ties, now
+from workers.exports import Export
+from workers.hypervisor import LibvirtMonitor
+from workers.isolation import Names
+from workers.jobs import Detached
+from workers.journal import HeldElsewhere, Run
+from workers.plan import DiskPlan, bitmap_name, decide
+from workers.recovery import Undo, drop_old_bitmaps, reattach
+from workers.repository import DirectoryRepository, open_repository
+from workers.repository.directory import create_image
+
+__all__ = ["Duplicate", "backup"]
+
+log = logging.getLogger(__name__)
+
+
+class Duplicate(Exception):
+    """Another delivery of the same task is at work on it: step aside."""
+
+
+def backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult:
+    """Back up a domain, or finish what an earlier worker began of this task.
+
+    :raises VirtvaultError: nothing was published, the guest is as before.
+    :raises Detached: the worker is stopping; the journal has the run.
+    :raises Duplicate: another thread or process holds this very task.
+    """
+    repository = open_repository(engine.settings, request.repository)
+    domain = engine.hypervisor.domain(request.domain)
+    name, uuid = domain.name(), domain.UUIDString()
+    try:
+        with engine.journal.hold(uuid, ties.task_id):
+            run = engine.journal.read(ties.task_id)
+            if run is None:
+                _clear_away(engine, uuid)
+                run = Run(
+                    task_id=ties.task_id,
+                    kind="backup",
+                    request=schemas.dump(request),
+                    domain=name,
+                    uuid=uuid,
+                    repository=repository.name,
+                    point=_point_id(ties.task_id),
+                    started=now(),
+                )
+                done = _committed_before(repository, uuid, ties.task_id)
+                if done is not None:
+                    return result(done, 0.0)
+            return Backup(engine, request, ties, repository, run).carry_on()
+    except HeldElsewhere as held:
+        if held.holder == ties.task_id:
+            raise Duplicate from held
+        raise DomainBusy(
+            f"Domain {name} is being backed up by task {held.holder}.", held.mend
+        ) from held
+
+
+class Backup:
+    """The run of one backup, holding its domain."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: BackupRequest,
+        ties: Ties,
+        repository: DirectoryRepository,
+        run: Run,
+    ) -> None:
+        self.engine = engine
+        self.settings = engine.settings
+        self.request = request
+        self.ties = ties
+        self.repository = repository
+        self.run = run
+        self.tag = run.point[-8:]
+        self.new_bitmap = bitmap_name(repository.id, run.point)
+        self.job_seconds = 0.0
+
+    def carry_on(self) -> BackupResult:
+        """Go on from wherever the journal says this run is."""
+        point = self.repository.of_task(self.run.uuid, self.run.point, self.run.task_id)
+        if point is not None:
+            self._settle(point)
+            return result(point, self.job_seconds)
+        undo = Undo(self.engine, self.run, self.repository)
+        try:
+            if self.run.phase in ("copying", "copied"):
+                monitor = reattach(self.engine, self.run)
+            else:
+                if self.run.phase != "planned":
+                    undo.all()
+                monitor = self._begin()
+            return self._finish(monitor)
+        except Detached:
+            log.info("task %s: detached in phase %s", self.run.task_id, self.run.phase)
+            raise
+        except BaseException as error:
+            self.run.error = str(error) or type(error).__name__
+            try:
+                undo.all()
+            except VirtvaultError as later:
+                # libvirt is away, say. The journal has it, and the worker tries again.
+                log.error("task %s: not all is undone yet: %s", self.run.task_id, later)
+            raise
+
+    # -- the story ----------------------------------------------------------------------------
+
+    def _begin(self) -> LibvirtMonitor:
+        """Up to the jobs' start: plan, open targets, new bitmaps, the instant, jobs."""
+        self.ties.step("preparing")
+        monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
+        _require_isolation(monitor)
+        xml = monitor.xml()
+        chosen, skipped = disk_view.choose(
+            disk_view.discover(monitor, xml), self.request.disks, self.run.domain
+        )
+        if not chosen:
+            raise NothingToBackUp(
+                f"Domain {self.run.domain} has no disk that can be backed up"
+                + "".join(f"; {t}: {why}" for t, why in skipped.items())
+                + ".",
+                "`virtvault disks` shows them.",
+            )
+        plans = {disk.target: self._plan(disk) for disk in chosen}
+        targets, scratches = self._exports(chosen)
+        self.run.phase = "planned"
+        self.run.exports = [asdict(e) for e in (*targets.values(), *scratches.values())]
+        self.engine.journal.write(self.run)
+        self.ties.check(self.engine.journal)
+        self._open_exports(chosen, plans, targets, scratches, xml)
+
+        self.run.phase = "standing"
+        self.run.was_running = monitor.execute("query-status")["running"]
+        self.engine.journal.write(self.run)
+        for disk in chosen:
+            isolation.add_nbd(monitor, self._names(disk).image, targets[disk.target])
+            isolation.add_nbd(monitor, self._names(disk).scratch, scratches[disk.target])
+        self._add_new_bitmaps(monitor, chosen)
+        for disk in chosen:
+            isolation.add_filter(monitor, disk, self._names(disk), self.settings.cbw_timeout)
+
+        self.run.phase = "instant"
+        self.engine.journal.write(self.run)
+        self.ties.step("instant")
+        at, taken = now(), self._take_instant(monitor, chosen)
+        self.run.draft = {
+            "instant": at,
+            "consistency": "agent-frozen" if taken.frozen else "crash-consistent",
+            "paused_ms": taken.paused_ms,
+            "frozen_ms": taken.frozen_ms,
+            "notes": list(taken.notes),
+            "skipped": skipped,
+            "disks": [self._draft(disk, plans[disk.target]) for disk in chosen],
+            "qemu": monitor.execute("query-version")["qemu"],
+            "jobs_started": time.time(),
+        }
+        for disk in chosen:
+            isolation.add_snapshot(
+                monitor, disk, self._names(disk), plans[disk.target].sources
+            )
+        self._start_jobs(monitor, chosen, plans)
+        self.run.phase = "copying"
+        self.engine.journal.write(self.run)
+        self.ties.step("copying", at)
+        return monitor
+
+    def _finish(self, monitor: LibvirtMonitor) -> BackupResult:
+        """From running jobs to a published point."""
+        if self.run.phase == "copying":
+            self.ties.step("copying", self.run.draft["instant"])
+            done = jobs.follow(monitor, self._jobs(), self.engine.pace, self._sample)
+            self.job_seconds = max(0.0, time.time() - self.run.draft["jobs_started"])
+            for disk in self.run.draft["disks"]:
+                disk["transferred"] = done[disk["target"]]
+            for export in self._targets():
+                exports.flush(export)
+            # Before the jobs are dismissed: from here on their good end is known to us.
+            self.run.phase = "copied"
+            self.engine.journal.write(self.run)
+        self.ties.step("closing")
+        try:
+            Undo(self.engine, self.run, self.repository).qemu(monitor, keep_bitmap=True)
+        except DomainStopped:
+            # It ended after its disks were copied and flushed: the point is whole.
+            log.info("task %s: domain %s has ended meanwhile", self.run.task_id, self.run.domain)
+        for export in self.run.exports:
+            exports.end(Export(**export))
+        self.ties.step("committing")
+        point = self._point()
+        self.repository.commit(point)
+        self._settle(point)
+        return result(point, self.job_seconds)
+
+    # -- its steps ----------------------------------------------------------------------------
+
+    def _plan(self, disk: Disk) -> DiskPlan:
+        return decide(
+            disk,
+            self.request.sync,
+            self.repository.id,
+            self.repository.parents(self.run.uuid, disk.target),
+        )
+
+    def _exports(self, chosen: list[Disk]) -> tuple[dict[str, Export], dict[str, Export]]:
+        """Target and scratch of each disk, by name only: journaled before they run."""
+        partial = self.repository.partial(self.run.uuid, self.run.point)
+        sockets = Path(self.settings.runtime_dir, self.tag)
+        scratch = self.settings.scratch / self.tag
+        return (
+            {
+                d.target: Export(
+                    d.target, f"{sockets / d.target}.t", str(partial / f"{d.target}.qcow2")
+                )
+                for d in chosen
+            },
+            {
+                d.target: Export(
+                    d.target, f"{sockets / d.target}.s", str(scratch / f"{d.target}.qcow2")
+                )
+                for d in chosen
+            },
+        )
+
+    def _targets(self) -> list[Export]:
+        return [Export(**e) for e in self.run.exports if e["socket"].endswith(".t")]
+
+    def _open_exports(
+        self,
+        chosen: list[Disk],
+        plans: dict[str, DiskPlan],
+        targets: dict[str, Export],
+        scratches: dict[str, Export],
+        xml: str,
+    ) -> None:
+        self.repository.begin(self.run.uuid, self.run.point, xml)
+        sockets = Path(self.settings.runtime_dir, self.tag)
+        (self.settings.scratch / self.tag).mkdir(parents=True, mode=0o700, exist_ok=True)
+        sockets.mkdir(parents=True, exist_ok=True)
+        # QEMU's own user must reach the sockets; it can open only the ones given to it.
+        sockets.chmod(0o711)
+        sockets.parent.chmod(0o711)
+        uid = _qemu_uid(xml)
+        for disk in chosen:
+            target, scratch = targets[disk.target], scratches[disk.target]
+            parent = plans[disk.target].parent
+            create_image(
+                Path(target.image),
+                disk.virtual_size,
+                backing=f"../{parent}/{disk.target}.qcow2" if parent else "",
+                compression=self.settings.compression,
+            )
+            create_image(Path(scratch.image), disk.virtual_size)
+            exports.serve(
+                target,
+                uid=uid,
+                clients=self.settings.nbd_clients,
+                compress=self.settings.compression != "none",
+            )
+            exports.serve(scratch, uid=uid, clients=1, limit=self.settings.scratch_limit)
+
+    def _add_new_bitmaps(self, monitor: LibvirtMonitor, chosen: list[Disk]) -> None:
+        """Before the instant: from here on each disk's new bitmap misses nothing."""
+        monitor.execute(
+            "transaction",
+            actions=[
+                {
+                    "type": "block-dirty-bitmap-add",
+                    "data": {
+                        "node": disk.node,
+                        "name": self.new_bitmap,
+                        "persistent": disk.persistent,
+                    },
+                }
+                for disk in chosen
+            ],
+        )
+
+    def _take_instant(self, monitor: LibvirtMonitor, chosen: list[Disk]) -> instant.Instant:
+        def swap() -> None:
+            for disk in chosen:
+                isolation.swap_in(monitor, disk, self._names(disk))
+
+        return instant.take(
+            monitor,
+            self.settings,
+            freeze=self.request.freeze,
+            # One disk's swap is an instant in itself.
+            stop=len(chosen) > 1,
+            swap=swap,
+        )
+
+    def _start_jobs(
+        self, monitor: LibvirtMonitor, chosen: list[Disk], plans: dict[str, DiskPlan]
+    ) -> None:
+        actions = []
+        for disk in chosen:
+            names = self._names(disk)
+            changed = (
+                {"sync": "bitmap", "bitmap": isolation.CHANGED, "bitmap-mode": "never"}
+                if plans[disk.target].parent
+                else {"sync": "full"}
+            )
+            actions.append(
+                {
+                    "type": "blockdev-backup",
+                    "data": {
+                        "job-id": names.job,
+                        "device": names.snapshot,
+                        "target": names.image,
+                        "speed": self.request.speed,
+                        "auto-dismiss": False,
+                        # Larger and more parallel requests than the default: half the time.
+                        "x-perf": {"max-workers": 16, "max-chunk": 4 * 2**20},
+                        **changed,
+                    },
+                }
+            )
+        # Grouped: the point is all its disks or nothing, so one failure ends all.
+        grouped = {"properties": {"completion-mode": "grouped"}} if len(actions) > 1 else {}
+        monitor.execute("transaction", actions=actions, **grouped)
+
+    def _sample(self, disks: tuple[DiskProgress, ...]) -> None:
+        self.ties.sample(disks)
+        self.ties.check(self.engine.journal)
+
+    def _settle(self, point: Point) -> None:
+        """After the commit: parents' bitmaps are not needed any more."""
+        self.run.phase = "committed"
+        self.engine.journal.write(self.run)
+        try:
+            monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
+            drop_old_bitmaps(monitor, self.repository, point)
+        except (DomainStopped, UnknownDomain) as error:
+            log.info("old bitmaps of domain %s stay until it runs: %s", self.run.domain, error)
+        _remove_directories(self.engine, self.tag)
+        self.engine.journal.forget(self.run.task_id)
+
+    # -- small things -------------------------------------------------------------------------
+
+    def _names(self, disk: Disk) -> Names:
+        return Names(self.tag, disk.target)
+
+    def _jobs(self) -> dict[str, str]:
+        return {
+            Names(self.tag, d["target"]).job: d["target"] for d in self.run.draft["disks"]
+        }
+
+    def _draft(self, disk: Disk, plan: DiskPlan) -> dict[str, object]:
+        return {
+            "target": disk.target,
+            "file": f"{disk.target}.qcow2",
+            "sync": plan.sync,
+            "parent": plan.parent,
+            "reason": plan.reason,
+            "virtual_size": disk.virtual_size,
+            "source": disk.source,
+            "source_format": disk.format,
+            "bitmap": self.new_bitmap,
+            "persistent": disk.persistent,
+        }
+
+    def _point(self) -> Point:
+        partial = self.repository.partial(self.run.uuid, self.run.point)
+        finished: list[PointDisk] = []
+        for disk in self.run.draft["disks"]:
+            stat = (partial / disk["file"]).stat()
+            finished.append(
+                PointDisk(**disk, stored=stat.st_blocks * 512, length=stat.st_size)
+            )
+        draft = self.run.draft
+        qemu = draft["qemu"]
+        return Point(
+            id=self.run.point,
+            repository=self.repository.name,
+            repository_id=self.repository.id,
+            task_id=self.run.task_id,
+            domain=self.run.domain,
+            uuid=self.run.uuid,
+            host=self.settings.host,
+            instant=draft["instant"],
+            started=self.run.started,
+            finished=now(),
+            consistency=draft["consistency"],
+            paused_ms=draft["paused_ms"],
+            frozen_ms=draft["frozen_ms"],
+            isolated=True,
+            disks=tuple(finished),
+            skipped=draft["skipped"],
+            notes=tuple(draft["notes"]),
+            versions={
+                "virtvault": version("virtvault"),
+                "qemu": f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}",
+            },
+        )
+
+
+def result(point: Point, job_seconds: float) -> BackupResult:
+    """What a backup task returns for a committed point."""
+    return BackupResult(
+        task_id=point.task_id,
+        point=point.id,
+        domain=point.domain,
+        uuid=point.uuid,
+        host=point.host,
+        repository=point.repository,
+        state="complete",
+        consistency=point.consistency,
+        instant=point.instant,
+        paused_ms=point.paused_ms,
+        frozen_ms=point.frozen_ms,
+        isolated=point.isolated,
+        started=point.started,
+        finished=point.finished,
+        job_seconds=round(job_seconds, 3),
+        disks=point.disks,
+        skipped=point.skipped,
+        notes=point.notes,
+    )
+
+
+def _require_isolation(monitor: LibvirtMonitor) -> None:
+    """copy-before-write got ``on-cbw-error`` in QEMU 7.1."""
+    qemu = monitor.execute("query-version")["qemu"]
+    if (qemu["major"], qemu["minor"]) < (7, 1):
+        raise NotSupported(
+            f"Domain {monitor.name} runs on QEMU {qemu['major']}.{qemu['minor']}; setting the "
+            "guest apart from the backup needs 7.1.",
+            "Restart the domain on a newer QEMU.",
+        )
+
+
+def _clear_away(engine: Engine, uuid: str) -> None:
+    """Undo what dead runs left of this domain (we hold it: none of them is alive).
+
+    :raises DomainBusy: one of them has jobs that its own task will come back for.
+    """
+    for run in engine.journal.all():
+        if run.uuid != uuid or run.kind != "backup":
+            continue
+        if run.phase in ("copying", "copied", "committed") and not run.error:
+            raise DomainBusy(
+                f"Domain {run.domain} is being backed up by task {run.task_id}, which its worker "
+                "is about to take up again.",
+                f"Wait for it, or stop it with `virtvault cancel {run.task_id}`.",
+            )
+        Undo(engine, run, open_repository(engine.settings, run.repository)).all()
+
+
+def _committed_before(
+    repository: DirectoryRepository, uuid: str, task_id: str
+) -> Point | None:
+    """The point this very task committed in an earlier delivery."""
+    ending = _digest(task_id)
+    for point in repository.points(uuid):
+        if point.id.endswith(ending) and point.task_id == task_id:
+            return point
+    return None
+
+
+def _point_id(task_id: str) -> str:
+    """Sorts by time; ends in a digest of the task, so that a second delivery finds it."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{_digest(task_id)}"
+
+
+def _digest(task_id: str) -> str:
+    return hashlib.sha256(task_id.encode()).hexdigest()[:8]
+
+
+def _qemu_uid(xml: str) -> int:
+    """The user this domain's QEMU runs as, from libvirt's DAC label (``+64055:+64055``)."""
+    label = xml.partition("model='dac'")[2].partition("<label>")[2].partition("</label>")[0]
+    user = label.partition(":")[0].removeprefix("+")
+    return int(user) if user.isdigit() else 0
+
+
+def _remove_directories(engine: Engine, tag: str) -> None:
+    shutil.rmtree(Path(engine.settings.runtime_dir, tag), ignore_errors=True)
+    shutil.rmtree(engine.settings.scratch / tag, ignore_errors=True)

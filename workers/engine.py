@@ -1,0 +1,97 @@
+"""What every run is given: settings, libvirt, the journal, and its ties to the outside."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from virtvault.errors import Cancelled
+from virtvault.models import DiskProgress, Progress
+from virtvault.settings import Settings
+from workers.hypervisor import Hypervisor
+from workers.jobs import Detached, Pace
+from workers.journal import Journal
+
+__all__ = ["Engine", "Ties", "now"]
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine of one hypervisor; one per worker process."""
+
+    settings: Settings
+    hypervisor: Hypervisor
+    journal: Journal
+
+    @classmethod
+    def of(cls, settings: Settings) -> Engine:
+        """An engine that has opened nothing yet."""
+        return cls(settings, Hypervisor(settings), Journal(settings.state_dir))
+
+    @property
+    def pace(self) -> Pace:
+        """How jobs are polled."""
+        return Pace(self.settings.poll_min, self.settings.poll_max, self.settings.stall_seconds)
+
+
+@dataclass
+class Ties:
+    """A run's ties to its task: where samples go, and whether the worker is stopping.
+
+    ``report`` must not block and must not raise.
+    """
+
+    task_id: str
+    report: Callable[[Progress], None] = lambda _: None
+    stopping: Callable[[], bool] = lambda: False
+    phase: str = "queued"
+    instant: str = ""
+    _samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=16))
+    _disks: tuple[DiskProgress, ...] = ()
+
+    def step(self, phase: str, instant: str = "") -> None:
+        """Say which step begins."""
+        self.phase = phase
+        self.instant = instant or self.instant
+        self.sample(self._disks)
+
+    def sample(self, disks: tuple[DiskProgress, ...]) -> None:
+        """Report where the jobs are; an empty sample repeats the last."""
+        self._disks = disks or self._disks
+        done = sum(d.done for d in self._disks)
+        total = sum(d.total for d in self._disks)
+        self._samples.append((time.monotonic(), done))
+        (first_time, first), (last_time, last) = self._samples[0], self._samples[-1]
+        rate = (last - first) / (last_time - first_time) if last_time > first_time else 0.0
+        self.report(
+            Progress(
+                task_id=self.task_id,
+                phase=self.phase,
+                done=done,
+                total=total,
+                rate=max(0.0, rate),
+                eta=(total - done) / rate if rate > 0 else -1.0,
+                disks=self._disks,
+                updated=now(),
+                instant=self.instant,
+            )
+        )
+
+    def check(self, journal: Journal) -> None:
+        """Raise where the run must not go on.
+
+        :raises Cancelled: somebody asked for it.
+        :raises Detached: the worker is stopping.
+        """
+        if journal.wishes(self.task_id).exists():
+            raise Cancelled("The task was cancelled; nothing was published.", "")
+        if self.stopping():
+            raise Detached

@@ -1,0 +1,145 @@
+"""NBD exports: the processes through which QEMU writes, so that it needs no access to images.
+
+Each is a ``qemu-nbd`` in a session of its own: it outlives the worker, and ends by itself when
+QEMU lets go of it (no ``--persistent``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtvault.errors import RepositoryUnusable
+
+__all__ = ["Export", "end", "flush", "serve"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A running qemu-nbd: what recovery needs to find it again."""
+
+    name: str
+    socket: str
+    image: str
+
+
+def serve(
+    export: Export, *, uid: int, clients: int, limit: int = 0, compress: bool = False
+) -> Export:
+    """Start serving a qcow2 image; returns once it listens.
+
+    :param uid: the user QEMU runs as, who alone may connect.
+    :param limit: bytes the image file may grow to, held by the kernel (RLIMIT_FSIZE); 0 for none.
+    :raises RepositoryUnusable: qemu-nbd did not start; the message quotes it.
+    """
+    # An image QEMU filled past the limit gets EFBIG as an NBD error instead of killing qemu-nbd.
+    bounded = ["prlimit", f"--fsize={limit}", "env", "--ignore-signal=XFSZ"] if limit else []
+    if compress:
+        image = [
+            "--image-opts",
+            f"driver=compress,file.driver=qcow2,file.file.driver=file,"
+            f"file.file.filename={export.image.replace(',', ',,')}",
+        ]
+    else:
+        image = ["--format=qcow2", export.image]
+    command = [
+        *bounded,
+        "qemu-nbd",
+        f"--socket={export.socket}",
+        f"--export-name={export.name}",
+        f"--shared={clients}",
+        f"--cache={_cache(export.image)}",
+        "--discard=unmap",
+        "--fork",
+        f"--pid-file={export.socket}.pid",
+        *image,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, start_new_session=True
+    )
+    if done.returncode:
+        raise RepositoryUnusable(
+            f"Cannot serve {export.image}: {done.stderr.strip()}.",
+            "See whether the file system holds it and qemu-utils is installed.",
+        )
+    os.chmod(export.socket, 0o600)
+    os.chown(export.socket, uid, -1)
+    return export
+
+
+def flush(export: Export) -> None:
+    """Have everything written so far reach the disk, and hear that it did.
+
+    Over a second connection to the same process: when this returns, the image is whole even if
+    the process is killed the next moment. A process that was killed and lost what it had cached
+    cannot answer, so this is also what tells a whole image from a torn one.
+
+    :raises RepositoryUnusable: it did not confirm.
+    """
+    done = subprocess.run(
+        ["qemu-io", "-f", "raw", "-c", "flush", f"nbd+unix:///{export.name}?socket={export.socket}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    if done.returncode or "failed" in done.stdout:
+        raise RepositoryUnusable(
+            f"{export.image} was not confirmed as written: {(done.stderr or done.stdout).strip()}.",
+            "See to the repository's storage, and whether somebody killed qemu-nbd.",
+        )
+
+
+def end(export: Export, grace: float = 30.0) -> None:
+    """Wait for the process to end as QEMU lets go, then end it: TERM first, it flushes.
+
+    :param grace: seconds to wait before TERM, and again before KILL. 0: KILL at once.
+    """
+    pid = _pid(export)
+    if pid is not None and not _ended(pid, export, grace):
+        for number in (signal.SIGTERM, signal.SIGKILL) if grace else (signal.SIGKILL,):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            if _ended(pid, export, grace or 5.0):
+                break
+    for path in (export.socket, f"{export.socket}.pid"):
+        Path(path).unlink(missing_ok=True)
+
+
+def _pid(export: Export) -> int | None:
+    try:
+        pid = int(Path(f"{export.socket}.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if _is(pid, export) else None
+
+
+def _is(pid: int, export: Export) -> bool:
+    """Whether the pid is still this export: pids are used again, socket paths are not."""
+    try:
+        return export.socket.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _ended(pid: int, export: Export, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while _is(pid, export):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _cache(image: str) -> str:
+    """``none`` (O_DIRECT: no second copy in the page cache) where the file system can."""
+    try:
+        os.close(os.open(image, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return "writeback"
+    return "none"

@@ -1,0 +1,280 @@
+"""libvirt on this host: the connection, its event loop, and the monitor of a running domain.
+
+Nothing here runs at import: connections are opened by the process that uses them, since one
+inherited across a fork breaks both sides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import libvirt
+import libvirt_qemu
+
+from virtvault.errors import DomainStopped, MonitorError, NotReachable, UnknownDomain
+from virtvault.models import DomainInfo
+from virtvault.settings import Settings
+from workers.monitor import limited, qmp_arguments
+
+__all__ = ["Hypervisor", "LibvirtMonitor"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: "no state",
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "blocked",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+
+_loop_lock = threading.Lock()
+_loop_started = False
+
+
+def _start_event_loop() -> None:
+    """Register libvirt's event loop once per process and run it for good."""
+    global _loop_started
+    with _loop_lock:
+        if _loop_started:
+            return
+        libvirt.virEventRegisterDefaultImpl()
+        # libvirt prints every error to stderr on its own; ours say more.
+        libvirt.registerErrorHandler(lambda _ctx, _error: None, None)
+
+        def run() -> None:
+            while True:
+                libvirt.virEventRunDefaultImpl()
+
+        threading.Thread(target=run, name="libvirt events", daemon=True).start()
+        _loop_started = True
+
+
+class Hypervisor:
+    """The libvirt of this host, reconnected when it was restarted."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._connection: libvirt.virConnect | None = None
+        self._lock = threading.Lock()
+
+    def connection(self) -> libvirt.virConnect:
+        """The open connection.
+
+        :raises NotReachable: libvirt does not answer.
+        """
+        _start_event_loop()
+        uri = self.settings.libvirt_uri
+        with self._lock:
+            if self._connection is not None:
+                with contextlib.suppress(libvirt.libvirtError):
+                    if self._connection.isAlive():
+                        return self._connection
+                self._connection = None
+            try:
+                opened = limited(lambda: libvirt.open(uri), self.settings.qmp_timeout, uri)
+                # A libvirtd that hangs or dies is noticed within 15 s.
+                opened.setKeepAlive(5, 3)
+            except libvirt.libvirtError as error:
+                raise NotReachable(
+                    f"libvirt at {uri} on {self.settings.host} does not answer: {error}.",
+                    "Start libvirtd there (systemctl start libvirtd), or mend libvirt_uri.",
+                ) from error
+            self._connection = opened
+            return opened
+
+    def call(self, what: str, function: Callable[[libvirt.virConnect], T]) -> T:
+        """Run ``function`` on the connection with the time limit, libvirt's errors made ours."""
+        connection = self.connection()
+        try:
+            return limited(lambda: function(connection), self.settings.qmp_timeout, what)
+        except libvirt.libvirtError as error:
+            raise _translated(error, what) from error
+
+    def domain(self, name: str) -> libvirt.virDomain:
+        """A domain by name or uuid.
+
+        :raises UnknownDomain: libvirt has none of that name.
+        """
+
+        def look(connection: libvirt.virConnect) -> libvirt.virDomain:
+            try:
+                return connection.lookupByUUIDString(name)
+            except libvirt.libvirtError:
+                return connection.lookupByName(name)
+
+        try:
+            return self.call(f"look-up of domain {name}", look)
+        except DomainStopped as error:
+            raise UnknownDomain(
+                f"Hypervisor {self.settings.host} has no domain {name!r}.",
+                "`virtvault domains` lists them.",
+            ) from error
+
+    def domains(self) -> list[DomainInfo]:
+        """All domains of this host, running or not."""
+
+        def read(connection: libvirt.virConnect) -> list[DomainInfo]:
+            found = []
+            for domain in connection.listAllDomains():
+                # One that is undefined meanwhile is just not there.
+                with contextlib.suppress(libvirt.libvirtError):
+                    found.append(
+                        DomainInfo(
+                            name=domain.name(),
+                            uuid=domain.UUIDString(),
+                            host=self.settings.host,
+                            state=STATES.get(domain.state()[0], "unknown"),
+                            disks=domain.XMLDesc().count("device='disk'"),
+                        )
+                    )
+            return sorted(found, key=lambda info: info.name)
+
+        return self.call("list of domains", read)
+
+    def monitor(self, domain: libvirt.virDomain) -> LibvirtMonitor:
+        """The QMP monitor of a running domain.
+
+        :raises DomainStopped: it is not running.
+        """
+        if not self.call("domain state", lambda _: domain.isActive()):
+            raise DomainStopped(
+                f"Domain {domain.name()} is not running.",
+                "Start it; domains that are shut off cannot be backed up by this version.",
+            )
+        return LibvirtMonitor(self, domain.UUIDString(), domain.name())
+
+    def versions(self) -> dict[str, str]:
+        """Versions of libvirt and of QEMU as libvirt knows it."""
+
+        def read(connection: libvirt.virConnect) -> dict[str, str]:
+            return {
+                "libvirt": _dotted(connection.getLibVersion()),
+                "qemu": _dotted(connection.getVersion()),
+            }
+
+        return self.call("versions", read)
+
+
+class LibvirtMonitor:
+    """QMP through libvirt to one running domain, waking on its block job events.
+
+    It keeps the uuid, not libvirt's object: after a libvirtd restart the object's connection is
+    dead, and the next command goes over a new one.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, uuid: str, name: str) -> None:
+        self.uuid = uuid
+        self.name = name
+        self._hypervisor = hypervisor
+        self._event = threading.Event()
+        self._registered: tuple[libvirt.virConnect, int] | None = None
+        self._listen()
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """See :meth:`workers.monitor.Monitor.execute`."""
+        text = json.dumps({"execute": command, "arguments": qmp_arguments(arguments)})
+        reply = json.loads(
+            self._hypervisor.call(
+                f"QMP {command} on domain {self.name}",
+                lambda c: libvirt_qemu.qemuMonitorCommand(
+                    c.lookupByUUIDString(self.uuid), text, 0
+                ),
+            )
+        )
+        if "error" in reply:
+            raise MonitorError(
+                f"QEMU of domain {self.name} refused {command}: {reply['error'].get('desc')}"
+            )
+        return reply["return"]
+
+    def agent(self, command: str, seconds: int) -> Any:
+        """Ask the guest agent, for at most ``seconds``.
+
+        :raises MonitorError: there is none, it refused, or it did not answer in time.
+        """
+        try:
+            reply = self._hypervisor.call(
+                f"guest agent {command}",
+                lambda c: libvirt_qemu.qemuAgentCommand(
+                    c.lookupByUUIDString(self.uuid),
+                    json.dumps({"execute": command}),
+                    seconds,
+                    0,
+                ),
+            )
+        except (DomainStopped, NotReachable) as error:
+            raise MonitorError(error.message) from error
+        return json.loads(reply)["return"]
+
+    def xml(self) -> str:
+        """The live domain XML."""
+        text: str = self._hypervisor.call(
+            f"XML of domain {self.name}", lambda c: c.lookupByUUIDString(self.uuid).XMLDesc()
+        )
+        return text
+
+    def wait(self, seconds: float) -> None:
+        """See :meth:`workers.monitor.Monitor.wait`."""
+        if self._registered is None:
+            self._listen()
+        self._event.wait(seconds)
+        self._event.clear()
+
+    def close(self) -> None:
+        """Stop listening."""
+        registered, self._registered = self._registered, None
+        if registered is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                libvirt_qemu.qemuMonitorEventDeregister(*registered)
+
+    def _listen(self) -> None:
+        """Have events wake us. Without (libvirtd away) the poll goes on at its own pace."""
+        # A weak reference: the callback stays with libvirt's loop and must not keep us alive.
+        event = weakref.ref(self._event)
+
+        def woken(*_: Any) -> None:
+            if (flag := event()) is not None:
+                flag.set()
+
+        def register(connection: libvirt.virConnect) -> tuple[libvirt.virConnect, int]:
+            domain = connection.lookupByUUIDString(self.uuid)
+            number = libvirt_qemu.qemuMonitorEventRegister(
+                connection,
+                domain,
+                "^(BLOCK_JOB_|JOB_STATUS_CHANGE)",
+                woken,
+                None,
+                libvirt_qemu.VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX,
+            )
+            return connection, number
+
+        try:
+            self._registered = self._hypervisor.call("event registration", register)
+        except (DomainStopped, MonitorError, NotReachable) as error:
+            log.info("no events from domain %s: %s", self.name, error)
+
+
+def _translated(error: libvirt.libvirtError, what: str) -> Exception:
+    code = error.get_error_code()
+    text = error.get_error_message()
+    if code in _GONE:
+        return DomainStopped(f"{what}: {text}.", "Start the domain and back it up again.")
+    if code in (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_NO_CONNECT):
+        return NotReachable(f"{what}: libvirt does not answer: {text}.", "See libvirtd's log.")
+    return MonitorError(f"{what} failed: {text}.")
+
+
+def _dotted(number: int) -> str:
+    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"

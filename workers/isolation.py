@@ -1,0 +1,170 @@
+"""Setting the guest apart from the backup: filter, snapshot and their way back.
+
+Per disk, with T the point's tag::
+
+    guest device ──drive── vvc-T-vda  copy-before-write ──file── the disk's active node
+                                │ target: vvs-T-vda  NBD to the scratch image
+    block job ◀── vva-T-vda  snapshot-access ──file──┘
+        └──▶ vvt-T-vda  NBD to the point's image
+
+A guest write waits for the scratch copy alone, never for the target; when scratch fails or stalls
+the snapshot breaks and the guest goes on (``on-cbw-error: break-snapshot``, ``cbw-timeout``).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from virtvault.errors import MonitorError, WorkFailed
+from workers.disks import FILTER, Disk, Graph, active_node
+from workers.exports import Export
+from workers.monitor import Monitor
+
+__all__ = ["Names", "add_filter", "add_nbd", "add_snapshot", "put_back", "remove_nodes", "remove_snapshot", "swap_in"]
+
+# The bitmap on the snapshot node that says what an incremental copies.
+CHANGED = "virtvault-changed"
+
+
+@dataclass(frozen=True)
+class Names:
+    """All names of one disk in one point. QEMU allows 31 characters for a node."""
+
+    tag: str
+    target: str
+
+    @property
+    def image(self) -> str:
+        """The NBD node of the point's image."""
+        return f"vvt-{self.tag}-{self.target}"
+
+    @property
+    def scratch(self) -> str:
+        """The NBD node of the scratch image."""
+        return f"vvs-{self.tag}-{self.target}"
+
+    @property
+    def filter(self) -> str:
+        """The copy-before-write filter the guest's device is attached to."""
+        return f"vvc-{self.tag}-{self.target}"
+
+    @property
+    def snapshot(self) -> str:
+        """The node that shows the disk as it was at the instant."""
+        return f"vva-{self.tag}-{self.target}"
+
+    @property
+    def job(self) -> str:
+        """The block job's id, the same for every worker that looks for it."""
+        return f"virtvault-{self.tag}-{self.target}"
+
+
+def add_nbd(monitor: Monitor, node: str, export: Export) -> None:
+    """Open an export in QEMU. A lost connection is an error at once, not a wait."""
+    try:
+        monitor.execute(
+            "blockdev-add",
+            driver="nbd",
+            node_name=node,
+            server={"type": "unix", "path": export.socket},
+            export=export.name,
+            reconnect_delay=0,
+        )
+    except MonitorError as error:
+        raise WorkFailed(
+            error.message,
+            "Where it says permission denied: AppArmor or SELinux keeps QEMU from the sockets in "
+            "the runtime directory; deploy/apparmor has the rule.",
+        ) from error
+
+
+def add_filter(monitor: Monitor, disk: Disk, names: Names, cbw_timeout: int) -> None:
+    """Make the filter over the disk's active node; the guest does not use it yet."""
+    monitor.execute(
+        "blockdev-add",
+        driver=FILTER,
+        node_name=names.filter,
+        file=disk.node,
+        target=names.scratch,
+        on_cbw_error="break-snapshot",
+        cbw_timeout=cbw_timeout,
+    )
+
+
+def swap_in(monitor: Monitor, disk: Disk, names: Names) -> None:
+    """Attach the guest's device to the filter: from here on the snapshot holds."""
+    monitor.execute("qom-set", path=disk.qom_path, property="drive", value=names.filter)
+
+
+def add_snapshot(
+    monitor: Monitor, disk: Disk, names: Names, sources: tuple[tuple[str, str], ...]
+) -> None:
+    """Make the snapshot node and, for an incremental, the bitmap of what to copy.
+
+    ``sources`` are merged now, after the instant: they may hold more than was written by then,
+    never less.
+    """
+    monitor.execute(
+        "blockdev-add", driver="snapshot-access", node_name=names.snapshot, file=names.filter
+    )
+    if sources:
+        monitor.execute(
+            "block-dirty-bitmap-add", node=names.snapshot, name=CHANGED, disabled=True
+        )
+        monitor.execute(
+            "block-dirty-bitmap-merge",
+            node=names.snapshot,
+            target=CHANGED,
+            bitmaps=[{"node": node, "name": name} for node, name in sources],
+        )
+
+
+def put_back(monitor: Monitor, disk: Disk, names: Names) -> None:
+    """Attach the guest's device to what is under the filter *now*.
+
+    Not to the node remembered from before: an external snapshot taken meanwhile has slid its
+    overlay under the filter, and writes to the old node would be lost to the guest.
+    """
+    for _ in range(5):
+        graph = Graph(monitor)
+        if active_node(monitor, disk) == names.filter:
+            below = graph.child(names.filter, "file")
+            monitor.execute("qom-set", path=disk.qom_path, property="drive", value=below)
+            continue  # and look again: a snapshot may have come between the look and the step
+        if names.filter not in graph.nodes:
+            return
+        attached = active_node(monitor, disk)
+        below = graph.child(names.filter, "file")
+        # No device (hot-unplugged meanwhile) has nothing to be put back to.
+        if attached is None or attached == below:
+            return
+        monitor.execute("qom-set", path=disk.qom_path, property="drive", value=below)
+    raise WorkFailed(
+        f"Disk {names.target}: its device could not be put back from filter {names.filter}.",
+        "The guest works on through the filter. The next backup of it tries again.",
+    )
+
+
+def remove_snapshot(monitor: Monitor, names: Names) -> None:
+    """Delete the snapshot node: while the filter has a reader it lets nobody write under it."""
+    _delete(monitor, names.snapshot)
+
+
+def remove_nodes(monitor: Monitor, names: Names) -> None:
+    """Delete the other nodes of one disk, in the order that lets go of each."""
+    for node in (names.filter, names.image, names.scratch):
+        _delete(monitor, node)
+
+
+def _delete(monitor: Monitor, node: str) -> None:
+    """Delete a node where it is there. One just let go of may be in use for a moment still."""
+    for attempt in range(40):
+        if node not in Graph(monitor).nodes:
+            return
+        try:
+            monitor.execute("blockdev-del", node_name=node)
+        except MonitorError:
+            if attempt == 39:
+                raise
+            time.sleep(0.05)

@@ -1,0 +1,142 @@
+"""Following block jobs by polling query-block-jobs.
+
+Jobs are started with ``auto-dismiss: false``: a concluded one stays listed, with its error, until
+:func:`dismiss`. One that is not listed has vanished: unknown, never success.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from virtvault.errors import JobFailed, JobVanished, MonitorError, NotReachable
+from virtvault.models import DiskProgress
+from workers.monitor import Monitor
+
+__all__ = ["Detached", "Pace", "cancel", "dismiss", "follow", "listed"]
+
+
+class Detached(BaseException):
+    """The worker is stopping: leave the job to QEMU and the run to the next worker.
+
+    Not an Exception, so that nothing on the way takes it for a failure and undoes the run.
+    """
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds: the poll's shortest and longest interval, and when no progress means dead."""
+
+    shortest: float
+    longest: float
+    stall: float
+
+
+def listed(monitor: Monitor) -> dict[str, dict[str, Any]]:
+    """query-block-jobs by job id."""
+    return {job["device"]: job for job in monitor.execute("query-block-jobs")}
+
+
+def follow(
+    monitor: Monitor,
+    jobs: Mapping[str, str],
+    pace: Pace,
+    sample: Callable[[tuple[DiskProgress, ...]], None],
+) -> dict[str, int]:
+    """Follow ``jobs`` (job id → disk target) until all have concluded well.
+
+    ``sample`` is called after every poll and may raise to stop following. Returns the bytes each
+    job went through, by target.
+
+    :raises JobFailed: one ended with an error, or short of its length; or none moved for
+        ``pace.stall`` seconds.
+    :raises JobVanished: one is not listed any more.
+    """
+    interval = pace.shortest
+    moved, before = time.monotonic(), -1
+    while True:
+        try:
+            now = listed(monitor)
+        except NotReachable:
+            # libvirtd restarts do not touch QEMU: look again, for as long as a stall may last.
+            if time.monotonic() - moved > pace.stall:
+                raise
+            sample(())
+            time.sleep(pace.longest)
+            continue
+        for job in jobs:
+            if job not in now:
+                raise JobVanished(
+                    f"Block job {job} is gone and how it ended is not known.",
+                    "Somebody dismissed it or QEMU was restarted; back up again.",
+                )
+        mine = {target: now[job] for job, target in jobs.items()}
+        sample(tuple(_progress(target, job) for target, job in mine.items()))
+        if all(job["status"] == "concluded" for job in mine.values()):
+            _raise_on_error(mine)
+            return {target: job["offset"] for target, job in mine.items()}
+        done = sum(job["offset"] for job in mine.values())
+        if done != before or any(job["paused"] and job["status"] == "paused" for job in mine.values()):
+            moved, before = time.monotonic(), done
+        elif time.monotonic() - moved > pace.stall:
+            raise JobFailed(
+                f"No byte moved for {pace.stall:g} s: the target does not answer.",
+                "See to the repository's storage. The guest is not affected, and the next "
+                "incremental includes everything.",
+            )
+        monitor.wait(interval)
+        interval = min(interval * 1.5, pace.longest)
+
+
+def cancel(monitor: Monitor, jobs: Mapping[str, str], seconds: float) -> bool:
+    """Cancel what still runs of ``jobs`` and wait up to ``seconds``; true when none does.
+
+    ``force`` ends a paused job too.
+    """
+    until = time.monotonic() + seconds
+    asked: set[str] = set()
+    while running := [
+        job for job, entry in listed(monitor).items() if job in jobs and entry["status"] != "concluded"
+    ]:
+        for job in running:
+            if job not in asked:
+                asked.add(job)
+                try:
+                    monitor.execute("block-job-cancel", device=job, force=True)
+                except MonitorError:
+                    asked.discard(job)  # it is just concluding; the next look tells
+        if time.monotonic() > until:
+            return False
+        monitor.wait(0.05)
+    return True
+
+
+def dismiss(monitor: Monitor, jobs: Mapping[str, str]) -> None:
+    """Take concluded jobs off QEMU's list."""
+    for job in listed(monitor):
+        if job in jobs:
+            monitor.execute("job-dismiss", id=job)
+
+
+def _progress(target: str, job: dict[str, Any]) -> DiskProgress:
+    return DiskProgress(target, job["offset"], job["len"], job["status"])
+
+
+def _raise_on_error(mine: Mapping[str, dict[str, Any]]) -> None:
+    errors = {target: job["error"] for target, job in mine.items() if job.get("error")}
+    # Grouped jobs are cancelled when one fails: name the cause before its consequences.
+    causes = {t: e for t, e in errors.items() if "cancel" not in e.lower()} or errors
+    if causes:
+        raise JobFailed(
+            "The copy failed: " + "; ".join(f"disk {t}: {e}" for t, e in causes.items()) + ".",
+            "The guest is not affected, and the next incremental includes everything.",
+        )
+    for target, job in mine.items():
+        if job["offset"] != job["len"]:
+            raise JobFailed(
+                f"The copy of disk {target} ended at {job['offset']} of {job['len']} bytes: "
+                "somebody cancelled it.",
+                "Back up again.",
+            )

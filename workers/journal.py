@@ -1,0 +1,137 @@
+"""The write-ahead journal of runs in flight: ``<state_dir>/runs/<task id>.json``.
+
+Written, flushed and renamed before each step that a killed worker must be able to find again;
+removed when nothing of the run is left to do or to undo.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from virtvault.errors import DomainBusy
+
+__all__ = ["Journal", "Run", "durable_write", "sync_directory"]
+
+
+@dataclass
+class Run:
+    """One run as its journal holds it.
+
+    ``phase``: ``planned`` → ``standing`` (nodes and bitmaps are being made in QEMU) → ``instant``
+    (the guest may be paused by us) → ``copying`` (all jobs were started) → ``copied`` (all ended
+    well and their images are flushed) → ``committed``; or ``undoing``.
+    """
+
+    task_id: str
+    kind: str
+    request: dict[str, Any]
+    domain: str
+    uuid: str
+    repository: str
+    point: str
+    started: str
+    phase: str = "planned"
+    was_running: bool = False
+    draft: dict[str, Any] = field(default_factory=dict)
+    exports: list[dict[str, str]] = field(default_factory=list)
+    error: str = ""
+
+
+class Journal:
+    """All runs of this hypervisor."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._runs = Path(state_dir, "runs")
+        self._locks = Path(state_dir, "locks")
+
+    def write(self, run: Run) -> None:
+        """Make ``run`` durable as it is now."""
+        self._runs.mkdir(parents=True, exist_ok=True)
+        durable_write(self._path(run.task_id), json.dumps(asdict(run), indent=1))
+
+    def read(self, task_id: str) -> Run | None:
+        """The run of a task, None where it has none in flight."""
+        try:
+            return Run(**json.loads(self._path(task_id).read_text()))
+        except FileNotFoundError:
+            return None
+
+    def forget(self, task_id: str) -> None:
+        """Nothing is left to do for this run."""
+        self._path(task_id).unlink(missing_ok=True)
+        self.wishes(task_id).unlink(missing_ok=True)
+
+    def all(self) -> list[Run]:
+        """Every run in flight, oldest first."""
+        found = [self.read(path.stem) for path in self._runs.glob("*.json")]
+        return sorted((run for run in found if run), key=lambda run: run.started)
+
+    def wishes(self, task_id: str) -> Path:
+        """The file whose presence asks the run to cancel: seen across processes and restarts."""
+        return self._runs / f"{task_id}.cancel"
+
+    @contextmanager
+    def hold(self, key: str, task_id: str) -> Iterator[None]:
+        """Hold a domain (or a destination) for one run.
+
+        A kernel lock: it ends with the process, so it is never stale.
+
+        :raises DomainBusy: another task holds it, or another delivery of the same one
+            (:func:`held_by_same` tells them apart).
+        """
+        self._locks.mkdir(parents=True, exist_ok=True)
+        path = self._locks / key
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 200, 0).decode()
+                raise HeldElsewhere(
+                    f"Task {holder or 'unknown'} is at work on it.",
+                    f"Wait for it, or stop it with `virtvault cancel {holder}`.",
+                    holder=holder,
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, task_id.encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _path(self, task_id: str) -> Path:
+        return self._runs / f"{task_id}.json"
+
+
+class HeldElsewhere(DomainBusy):
+    """The lock's holder, for :meth:`Journal.hold`'s caller to word it."""
+
+    def __init__(self, message: str, mend: str = "", holder: str = "") -> None:
+        super().__init__(message, mend)
+        self.holder = holder
+
+
+def durable_write(path: Path, text: str) -> None:
+    """Replace ``path`` so that a crash leaves the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

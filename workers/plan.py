@@ -1,0 +1,123 @@
+"""What to do with each disk: a pure decision that returns its reason.
+
+An incremental needs the parent point present and intact in the repository, its bitmap present,
+recording, consistent and free on every layer down to the image that was active at the parent's
+instant, and the virtual size unchanged. Where anything of that is not certain the disk gets a
+full, and the reason goes into manifest and result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from virtvault.models import PointDisk
+from workers.disks import Disk
+
+__all__ = ["BITMAP_PREFIX", "DiskPlan", "ParentDisk", "bitmap_name", "decide", "point_of"]
+
+BITMAP_PREFIX = "virtvault."
+
+
+@dataclass(frozen=True)
+class ParentDisk:
+    """One disk of a stored point as the planner sees it.
+
+    ``trouble`` says why nothing may build on it, empty where something may.
+    """
+
+    disk: PointDisk
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """``sync`` with its ``reason`` (empty where it is just what was asked).
+
+    ``sources`` are the (node, bitmap) pairs whose union is what changed since ``parent``.
+    """
+
+    sync: str
+    parent: str = ""
+    reason: str = ""
+    sources: tuple[tuple[str, str], ...] = ()
+
+
+def bitmap_name(repository_id: str, point: str) -> str:
+    """The bitmap that counts from ``point`` in that repository."""
+    return f"{BITMAP_PREFIX}{repository_id}.{point}"
+
+
+def point_of(name: str, repository_id: str) -> str | None:
+    """The point a bitmap counts from, None where it is not ours or another repository's."""
+    prefix = f"{BITMAP_PREFIX}{repository_id}."
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
+def decide(
+    disk: Disk, asked: str, repository_id: str, parents: Mapping[str, ParentDisk]
+) -> DiskPlan:
+    """Plan one disk. ``parents`` maps the ids of this domain's points that hold this disk."""
+    if asked == "full":
+        return DiskPlan("full")
+    if disk.shared:
+        return _full("other domains write to this shared disk too, which no bitmap here sees")
+    candidates = {
+        point: name
+        for layer in disk.layers
+        for name in layer.bitmaps
+        if (point := point_of(name, repository_id)) is not None
+    }
+    if not parents:
+        return _full("first point of this disk in this repository")
+    known = {point: name for point, name in candidates.items() if point in parents}
+    if not known:
+        if not disk.persistent:
+            return _full(
+                f"no bitmap since the last point: on {disk.format} disks bitmaps live in QEMU's "
+                "memory and end with it"
+            )
+        return _full("no bitmap since the last point: QEMU was killed, or somebody removed it")
+    problems = []
+    # Usually there is one. Any that passes is right; the newest by its id copies least.
+    for point in sorted(known, reverse=True):
+        parent = parents[point]
+        if trouble := parent.trouble:
+            problems.append(f"point {point} {trouble}")
+            continue
+        if parent.disk.virtual_size != disk.virtual_size:
+            problems.append(
+                f"resized from {parent.disk.virtual_size} to {disk.virtual_size} bytes since "
+                f"point {point}"
+            )
+            continue
+        sources, trouble = _sources(disk, known[point], parent.disk.source)
+        if trouble:
+            problems.append(trouble)
+            continue
+        return DiskPlan("incremental", point, "", sources)
+    return _full("; ".join(problems))
+
+
+def _sources(disk: Disk, name: str, source: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """The bitmaps of every layer written since the point, or why they do not cover it all.
+
+    libvirt re-creates active bitmaps *empty* on a new snapshot overlay: one layer's bitmap alone
+    may look right and miss all that was written before the snapshot. So every layer from the
+    active one down to the image that was active at the point must have it.
+    """
+    found = []
+    for layer in disk.layers:
+        bitmap = layer.bitmaps.get(name)
+        if bitmap is None:
+            return (), f"image {layer.filename} has no bitmap since the point"
+        if bitmap.trouble:
+            return (), f"the bitmap on {layer.filename} {bitmap.trouble}"
+        found.append((layer.node, name))
+        if layer.filename == source:
+            return tuple(found), ""
+    return (), f"image {source}, active at the point, is not in the backing chain any more"
+
+
+def _full(reason: str) -> DiskPlan:
+    return DiskPlan("full", reason=reason)

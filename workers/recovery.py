@@ -1,0 +1,148 @@
+"""Undoing a run, finishing one that its worker left, and clearing old bitmaps.
+
+Everything here looks before it steps and may run again after a kill at any line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from pathlib import Path
+
+from virtvault.errors import DomainStopped, MonitorError, UnknownDomain, VirtvaultError
+from virtvault.models import Point
+from workers import disks as disk_view
+from workers import exports, isolation, jobs
+from workers.disks import Disk
+from workers.engine import Engine
+from workers.exports import Export
+from workers.hypervisor import LibvirtMonitor
+from workers.isolation import Names
+from workers.journal import Run
+from workers.plan import bitmap_name, point_of
+from workers.repository import DirectoryRepository, open_repository
+
+__all__ = ["Undo", "drop_old_bitmaps", "reattach", "tidy"]
+
+log = logging.getLogger(__name__)
+
+# Seconds a cancelled job may take before its exports are killed under it: a stalled target
+# answers no cancel either.
+CANCEL_GRACE = 3.0
+
+
+def reattach(engine: Engine, run: Run) -> LibvirtMonitor:
+    """The monitor of a run whose jobs go on in QEMU without us.
+
+    :raises DomainStopped: the domain, and so the jobs, have ended.
+    """
+    log.info("task %s: taking up point %s in phase %s", run.task_id, run.point, run.phase)
+    return engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
+
+
+class Undo:
+    """The way back of one backup run, the same for failure, cancel and recovery."""
+
+    def __init__(self, engine: Engine, run: Run, repository: DirectoryRepository) -> None:
+        self.engine = engine
+        self.run = run
+        self.repository = repository
+        self.tag = run.point[-8:]
+
+    def all(self) -> None:
+        """Leave the guest, QEMU and the repository as if the run had not been.
+
+        Parents' bitmaps never stopped recording, so no interval is lost. The journal stays until
+        the end: where libvirt is away now, the undo is taken up again later.
+        """
+        if self.run.phase != "planned":
+            try:
+                monitor = self.engine.hypervisor.monitor(
+                    self.engine.hypervisor.domain(self.run.uuid)
+                )
+                if self.run.phase == "instant" and self.run.was_running:
+                    self._end_pause(monitor)
+                self.run.phase = "undoing"
+                self.engine.journal.write(self.run)
+                self.qemu(monitor, keep_bitmap=False)
+            except (DomainStopped, UnknownDomain) as error:
+                # Nodes, jobs and filters ended with QEMU; a bitmap it stored in an image counts
+                # from a point that will never be, and goes with the next backup.
+                log.info("task %s: nothing to undo in QEMU: %s", self.run.task_id, error)
+        for export in self.run.exports:
+            exports.end(Export(**export), grace=0)
+        self.repository.discard(self.run.uuid, self.run.point)
+        shutil.rmtree(Path(self.engine.settings.runtime_dir, self.tag), ignore_errors=True)
+        shutil.rmtree(self.engine.settings.scratch / self.tag, ignore_errors=True)
+        self.engine.journal.forget(self.run.task_id)
+
+    def qemu(self, monitor: LibvirtMonitor, *, keep_bitmap: bool) -> None:
+        """Take everything of the run out of QEMU but, after success, the new bitmap.
+
+        A domain that ended meanwhile took it all along.
+        """
+        found = disk_view.discover(monitor, monitor.xml())
+        # A disk unplugged meanwhile is not found any more, its nodes and job are.
+        targets = {d.target for d in found} | {d["target"] for d in self.run.draft.get("disks", [])}
+        every = [Names(self.tag, target) for target in sorted(targets)]
+        ours = {names.job: names.target for names in every}
+        if not jobs.cancel(monitor, ours, CANCEL_GRACE):
+            for export in self.run.exports:
+                exports.end(Export(**export), grace=0)
+            jobs.cancel(monitor, ours, CANCEL_GRACE)
+        jobs.dismiss(monitor, ours)
+        for names in every:
+            isolation.remove_snapshot(monitor, names)
+        for disk in found:
+            if disk.qom_path:
+                isolation.put_back(monitor, disk, Names(self.tag, disk.target))
+        for names in every:
+            isolation.remove_nodes(monitor, names)
+        if not keep_bitmap:
+            name = bitmap_name(self.repository.id, self.run.point)
+            for disk in disk_view.discover(monitor, monitor.xml()):
+                _remove_bitmap(monitor, disk, name)
+
+    def _end_pause(self, monitor: LibvirtMonitor) -> None:
+        """The worker died at the instant and so, perhaps, did the guard."""
+        status = monitor.execute("query-status")
+        if status["status"] == "paused":
+            log.warning("domain %s: resuming the guest its dead backup paused", self.run.domain)
+            monitor.execute("cont")
+
+
+def tidy(engine: Engine) -> None:
+    """Take up again what could not be undone when its run failed."""
+    for run in engine.journal.all():
+        if run.kind != "backup" or not run.error:
+            continue
+        # Held: a new run of that domain is just doing this itself.
+        with contextlib.suppress(VirtvaultError), engine.journal.hold(run.uuid, run.task_id):
+            Undo(engine, run, open_repository(engine.settings, run.repository)).all()
+
+
+def drop_old_bitmaps(
+    monitor: LibvirtMonitor, repository: DirectoryRepository, point: Point
+) -> None:
+    """Remove the bitmaps of this repository that count from before a committed point.
+
+    Only on the point's own disks: one that was left out needs its parent's bitmap still.
+    """
+    covered = {disk.target for disk in point.disks}
+    for disk in disk_view.discover(monitor, monitor.xml()):
+        if disk.target not in covered:
+            continue
+        names = {name for layer in disk.layers for name in layer.bitmaps}
+        for name in names:
+            counts_from = point_of(name, repository.id)
+            if counts_from is not None and counts_from != point.id:
+                _remove_bitmap(monitor, disk, name)
+
+
+def _remove_bitmap(monitor: LibvirtMonitor, disk: Disk, name: str) -> None:
+    for layer in disk.layers:
+        if name in layer.bitmaps:
+            # On a read-only backing image a stored bitmap cannot be removed; it does no harm.
+            with contextlib.suppress(MonitorError):
+                monitor.execute("block-dirty-bitmap-remove", node=layer.node, name=name)
