@@ -1,2 +1,423 @@
-class Client: ...
-class Handle: ...
+"""The public face: what other services and the command line use to back up and restore.
+
+::
+
+    client = Client()
+    result = client.backup("db1").wait()
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from virtvault import queues, runs, schemas
+from virtvault.celery_app import client_app
+from virtvault.errors import (
+    Cancelled,
+    NotReachable,
+    UnknownDomain,
+    UnknownPoint,
+    UnknownRepository,
+    UnknownTask,
+    VirtvaultError,
+    WorkFailed,
+)
+from virtvault.models import (
+    BackupRequest,
+    BackupResult,
+    CheckLine,
+    DiskInfo,
+    DomainInfo,
+    HostInfo,
+    JobInfo,
+    Point,
+    Progress,
+    RestoreRequest,
+    RestoreResult,
+)
+from virtvault.runs import RunRecord
+from virtvault.settings import Settings, load
+
+__all__ = ["Client", "Handle"]
+
+
+RESULTS: dict[str, type[BackupResult] | type[RestoreResult]] = {
+    queues.BACKUP: BackupResult,
+    queues.RESTORE: RestoreResult,
+}
+# Seconds Redis may be away while somebody waits for a long task before that counts as an error.
+PATIENCE = 120.0
+# Seconds a run may be known to nobody (Redis was flushed) before the waiting caller sends it again.
+FORGOTTEN = 20.0
+
+
+class Client:
+    """Enqueues work and asks questions. Holds no libvirt and no database; safe to keep open."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or load()
+        self.app = client_app(self.settings)
+        self.redis = runs.connect(self.settings)
+
+    # -- long work ----------------------------------------------------------------------------
+
+    def backup(
+        self,
+        domain: str,
+        *,
+        repository: str = "",
+        sync: str = "auto",
+        disks: Sequence[str] = (),
+        speed: int = 0,
+        freeze: str = "auto",
+    ) -> Handle:
+        """Enqueue a backup on the domain's hypervisor. Fields: :class:`BackupRequest`.
+
+        :raises BadInput: unknown domain or repository, or a field that is wrong.
+        :raises NotReachable: Redis does not answer.
+        """
+        request = schemas.load(
+            BackupRequest,
+            {
+                "domain": domain,
+                "repository": repository,
+                "sync": sync,
+                "disks": list(disks),
+                "speed": speed,
+                "freeze": freeze,
+            },
+        )
+        found = self.find_domain(domain)
+        host = self._host(found.host)
+        if repository and repository not in host["repositories"]:
+            raise UnknownRepository(
+                f"Hypervisor {found.host} has no repository {repository!r}.",
+                f"It has {', '.join(host['repositories']) or 'none'}.",
+            )
+        payload = {**schemas.dump(request), "domain": found.uuid}
+        return self._submit(queues.BACKUP, found.host, payload)
+
+    def restore(
+        self,
+        point: str,
+        *,
+        to: str,
+        host: str = "",
+        repository: str = "",
+        mode: str = "flatten",
+        format: str = "qcow2",
+        disks: Sequence[str] = (),
+        speed: int = 0,
+    ) -> Handle:
+        """Enqueue a restore on ``host``, or on the hypervisor that made the point.
+
+        :raises BadInput: unknown point, or a field that is wrong.
+        :raises NotReachable: Redis does not answer.
+        """
+        request = schemas.load(
+            RestoreRequest,
+            {
+                "point": point,
+                "to": to,
+                "repository": repository,
+                "mode": mode,
+                "format": format,
+                "disks": list(disks),
+                "speed": speed,
+            },
+        )
+        known = self.show(point)
+        host = host or known.host
+        self._host(host)
+        payload = {**schemas.dump(request), "repository": repository or known.repository}
+        return self._submit(queues.RESTORE, host, payload)
+
+    def handle(self, task_id: str) -> Handle:
+        """The handle of a task that was enqueued before.
+
+        :raises UnknownTask: nobody knows it.
+        """
+        with runs.reachable():
+            run = RunRecord.read(self.redis, task_id)
+            meta = self.app.backend.get_task_meta(task_id)
+        if run is None and meta["status"] == "PENDING":
+            raise UnknownTask(
+                f"No task {task_id} is known.", "`virtvault jobs` lists what is running."
+            )
+        task = run.task if run else meta.get("name", "")
+        return Handle(self, task_id, task, run.host if run else "", None)
+
+    # -- questions ----------------------------------------------------------------------------
+
+    def hosts(self) -> list[HostInfo]:
+        """All hypervisors heard of, the silent ones too."""
+        with runs.reachable():
+            seen: Any = self.redis.hgetall(queues.HOSTS_KEY)
+        found = []
+        for host, when in sorted((h.decode(), w.decode()) for h, w in seen.items()):
+            said = self._said(host)
+            found.append(
+                HostInfo(
+                    host=host,
+                    alive=said is not None,
+                    seen=when,
+                    libvirt=said["versions"].get("libvirt", "") if said else "",
+                    qemu=said["versions"].get("qemu", "") if said else "",
+                    domains=len(said["domains"]) if said else 0,
+                    repositories=tuple(said["repositories"]) if said else (),
+                )
+            )
+        return found
+
+    def domains(self, host: str = "") -> list[DomainInfo]:
+        """The domains of one or all living hypervisors, asked just now."""
+        found = []
+        for name in [host] if host else self._living():
+            found += [schemas.load(DomainInfo, item) for item in self._ask(name, queues.DOMAINS)]
+        return found
+
+    def disks(self, domain: str) -> list[DiskInfo]:
+        """A domain's disks, and why one would be skipped."""
+        found = self.find_domain(domain)
+        answer = self._ask(found.host, queues.DISKS, found.uuid)
+        return [schemas.load(DiskInfo, item) for item in answer]
+
+    def check(self, host: str = "") -> list[CheckLine]:
+        """Test one or all living hypervisors: are they ready to back up?"""
+        lines = []
+        for name in [host] if host else self._living():
+            lines += [schemas.load(CheckLine, item) for item in self._ask(name, queues.CHECK)]
+        return lines
+
+    def jobs(self, host: str = "") -> list[JobInfo]:
+        """All block jobs of one or all living hypervisors, ours and others'."""
+        found = []
+        for name in [host] if host else self._living():
+            found += [schemas.load(JobInfo, item) for item in self._ask(name, queues.JOBS)]
+        return found
+
+    def points(self, domain: str = "") -> list[Point]:
+        """The points in the catalog, of one domain (name or uuid) or all, oldest first."""
+        answer = self._question(queues.CENTRAL, queues.POINTS, domain)
+        return [schemas.load(Point, item) for item in answer]
+
+    def show(self, point: str) -> Point:
+        """One point, from the catalog or else from a repository that has it.
+
+        :raises UnknownPoint: neither does.
+        """
+        answer = self._question(queues.CENTRAL, queues.SHOW, point)
+        for host in [] if answer else self._living():
+            answer = answer or self._ask(host, queues.FIND_POINT, point)
+        if not answer:
+            raise UnknownPoint(f"No point {point!r} is known.", "`virtvault points` lists them.")
+        return schemas.load(Point, answer)
+
+    def cancel(self, task_id: str) -> str:
+        """Cancel a queued or running task; gives a sentence on what was done."""
+        return self._control(queues.CANCEL, task_id)
+
+    def pause(self, task_id: str) -> str:
+        """Pause a task's block jobs."""
+        return self._control(queues.PAUSE, task_id)
+
+    def resume(self, task_id: str) -> str:
+        """Resume a task's block jobs."""
+        return self._control(queues.RESUME, task_id)
+
+    def find_domain(self, domain: str) -> DomainInfo:
+        """The domain meant by a name, a uuid or ``host/name``, and its hypervisor.
+
+        :raises UnknownDomain: none, or several hypervisors have it.
+        """
+        host, _, name = domain.rpartition("/")
+        wanted = host or ""
+
+        def matching(items: list[DomainInfo]) -> list[DomainInfo]:
+            return [d for d in items if name in (d.name, d.uuid) and wanted in ("", d.host)]
+
+        known = []
+        for living in self._living():
+            said = self._said(living)
+            known += [schemas.load(DomainInfo, d) for d in (said or {"domains": []})["domains"]]
+        # One that was defined within the last heartbeat is found by asking.
+        found = matching(known) or matching(self.domains(wanted))
+        if len(found) > 1:
+            raise UnknownDomain(
+                f"Domain {domain!r} is on {len(found)} hypervisors.",
+                f"Name one: {', '.join(f'{d.host}/{d.name}' for d in found)}.",
+            )
+        if not found:
+            raise UnknownDomain(
+                f"No hypervisor has a domain {domain!r}.", "`virtvault domains` lists them."
+            )
+        return found[0]
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _submit(self, task: str, host: str, payload: dict[str, Any]) -> Handle:
+        run = runs.new_record(str(uuid.uuid4()), task, queues.host_queue(host), host, payload)
+        runs.submit(self.app, self.redis, run)
+        return Handle(self, run.task_id, task, host, run)
+
+    def _control(self, task: str, task_id: str) -> str:
+        host = self.handle(task_id).host
+        if not host:
+            raise UnknownTask(f"Task {task_id} has ended.", "There is nothing to control.")
+        return str(self._ask(host, task, task_id))
+
+    def _living(self) -> list[str]:
+        living = [info.host for info in self.hosts() if info.alive]
+        if not living:
+            raise NotReachable(
+                "No hypervisor's worker is alive.",
+                "Start one: `virtvault up` on a single hypervisor, `virtvault worker` in a fleet.",
+            )
+        return living
+
+    def _said(self, host: str) -> dict[str, Any] | None:
+        with runs.reachable():
+            text: Any = self.redis.get(queues.host_key(host))
+        said: dict[str, Any] | None = json.loads(text) if text else None
+        return said
+
+    def _host(self, host: str) -> dict[str, Any]:
+        """What a living hypervisor last said.
+
+        :raises NotReachable: it is silent; work sent to it would lie in its queue unseen.
+        """
+        said = self._said(host)
+        if said is None:
+            raise NotReachable(
+                f"The worker of hypervisor {host!r} is not heard of.",
+                "`virtvault hosts` shows which are; start `virtvault worker` there.",
+            )
+        return said
+
+    def _ask(self, host: str, task: str, *arguments: Any) -> Any:
+        self._host(host)
+        return self._question(queues.control_queue(host), task, *arguments)
+
+    def _question(self, queue: str, task: str, *arguments: Any) -> Any:
+        """Send a short question and wait for its answer.
+
+        :raises NotReachable: none came in time; the question expires with our patience.
+        """
+        seconds = self.settings.control_timeout
+        with runs.reachable():
+            sent = self.app.send_task(task, args=list(arguments), queue=queue, expires=seconds)
+            until, pause = time.monotonic() + seconds, 0.01
+            while time.monotonic() < until:
+                meta = self.app.backend.get_task_meta(sent.id, cache=False)
+                if meta["status"] in ("SUCCESS", "FAILURE", "REVOKED"):
+                    self.app.backend.forget(sent.id)
+                    return _value(meta)
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.2)
+        raise NotReachable(
+            f"No answer from queue {queue} within {seconds} s.",
+            "See whether its worker runs: `virtvault hosts`; in a fleet, `virtvault central` too.",
+        )
+
+
+class Handle:
+    """One long task: wait for it, look at it."""
+
+    def __init__(
+        self, client: Client, task_id: str, task: str, host: str, run: RunRecord | None
+    ) -> None:
+        self.task_id = task_id
+        self.host = host
+        self._client = client
+        self._task = task
+        self._run = run
+
+    def state(self) -> str:
+        """Celery's word: PENDING, STARTED, SUCCESS, FAILURE, REVOKED."""
+        with runs.reachable():
+            return str(self._meta()["status"])
+
+    def progress(self) -> Progress | None:
+        """The latest sample, None where there is none (yet)."""
+        with runs.reachable():
+            return self._progress()
+
+    def result(self) -> BackupResult | RestoreResult | None:
+        """The result, None while the task is not done.
+
+        :raises VirtvaultError: it failed, or was cancelled.
+        """
+        with runs.reachable():
+            meta = self._meta()
+        return self._outcome(meta) if meta["status"] in _READY else None
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> BackupResult | RestoreResult:
+        """Wait for the result, through restarts of Redis and of workers.
+
+        A run that a flushed Redis has forgotten is sent again under its own task id.
+
+        :raises TimeoutError: ``timeout`` seconds passed; the task goes on.
+        :raises VirtvaultError: the task failed, was cancelled, or Redis stays away.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        answered = known = time.monotonic()
+        pause, last = 0.02, ""
+        while True:
+            try:
+                with runs.reachable():
+                    meta, sample = self._meta(), self._progress()
+                    run = RunRecord.read(self._client.redis, self.task_id)
+                answered = time.monotonic()
+            except NotReachable:
+                if time.monotonic() - answered > PATIENCE:
+                    raise
+                meta, sample, run = {"status": "PENDING"}, None, self._run
+            if on_progress and sample and sample.updated != last:
+                last = sample.updated
+                on_progress(sample)
+            if meta["status"] in _READY:
+                return self._outcome(meta)
+            if run is not None:
+                known = time.monotonic()
+            elif time.monotonic() - known > FORGOTTEN and self._run is not None:
+                runs.submit(self._client.app, self._client.redis, self._run)
+                known = time.monotonic()
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(f"task {self.task_id} is not done after {timeout:g} s")
+            time.sleep(pause)
+            pause = min(pause * 1.3, 0.3)
+
+    def _meta(self) -> dict[str, Any]:
+        meta: dict[str, Any] = self._client.app.backend.get_task_meta(self.task_id, cache=False)
+        return meta
+
+    def _progress(self) -> Progress | None:
+        text: Any = self._client.redis.get(queues.progress_key(self.task_id))
+        return schemas.load(Progress, json.loads(text)) if text else None
+
+    def _outcome(self, meta: dict[str, Any]) -> BackupResult | RestoreResult:
+        return schemas.load(RESULTS[self._task or meta["name"]], _value(meta))
+
+
+_READY = ("SUCCESS", "FAILURE", "REVOKED")
+
+
+def _value(meta: dict[str, Any]) -> Any:
+    """A finished task's value, or its error raised as ours."""
+    if meta["status"] == "SUCCESS":
+        return meta["result"]
+    error = meta["result"]
+    if isinstance(error, VirtvaultError):
+        raise error
+    if meta["status"] == "REVOKED":
+        raise Cancelled("The task was revoked.", "")
+    # Celery raises it under a name of its own where a worker is newer than we are.
+    raise WorkFailed(f"{type(error).__name__}: {error}", "See the worker's log.")

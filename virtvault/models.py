@@ -18,6 +18,7 @@ __all__ = [
     "RestoredDisk",
     "Progress",
     "DiskProgress",
+    "HostInfo",
     "DomainInfo",
     "DiskInfo",
     "JobInfo",
@@ -223,6 +224,19 @@ class DiskInfo:
     persistent_bitmaps: bool
     skip: str = ""
     bitmaps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """What a hypervisor's worker last said of itself. ``alive``: within its heartbeat's time."""
+
+    host: str
+    alive: bool
+    seen: str
+    libvirt: str = ""
+    qemu: str = ""
+    domains: int = 0
+    repositories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

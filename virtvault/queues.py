@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "BACKUP",
-    "CENTRAL",
-    "DOMAINS",
-    "RESTORE",
-    "control_queue",
-    "host_queue",
-]
-
 # -- queues -----------------------------------------------------------------------------------
 CENTRAL = "central"
 
@@ -44,8 +35,11 @@ SHOW = "virtvault.show"
 SWEEP = "virtvault.sweep"
 
 # -- Redis keys: the live view, rebuilt by workers after a flush ----------------------------------
+# Hash: hypervisor → when it was last heard of.
 HOSTS_KEY = "virtvault:hosts"
+# Set of the task ids that are queued or running.
 OPEN_RUNS_KEY = "virtvault:runs:open"
+# Bounded stream of progress samples.
 PROGRESS_STREAM = "virtvault:progress"
 
 
@@ -55,8 +49,13 @@ def host_key(host: str) -> str:
 
 
 def run_key(task_id: str) -> str:
-    """The run record: request, queue, who holds it until when."""
+    """The run record: what was asked of which queue, and how far it is."""
     return f"virtvault:run:{task_id}"
+
+
+def lease_key(task_id: str) -> str:
+    """There while a living worker holds the run; expires by Redis' own clock."""
+    return f"virtvault:lease:{task_id}"
 
 
 def progress_key(task_id: str) -> str:

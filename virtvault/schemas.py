@@ -48,9 +48,7 @@ class _Strict(Schema):
 
     @post_load
     def _make(self, data: dict[str, Any], **_: Any) -> Any:
-        return self.model(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        )
+        return self.model(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 def _text(**kwargs: Any) -> f.String:
@@ -183,6 +181,17 @@ class ProgressSchema(_Strict):
     disks = f.List(f.Nested(DiskProgressSchema))
 
 
+class HostInfoSchema(_Strict):
+    model = models.HostInfo
+    host = _text()
+    alive = f.Boolean(required=True)
+    seen = _text()
+    libvirt = f.String()
+    qemu = f.String()
+    domains = f.Integer()
+    repositories = f.List(f.String())
+
+
 class DomainInfoSchema(_Strict):
     model = models.DomainInfo
     name = _text()
@@ -283,6 +292,7 @@ _SCHEMAS: dict[type[Any], _Strict] = {
         BackupResultSchema,
         RestoreResultSchema,
         ProgressSchema,
+        HostInfoSchema,
         DomainInfoSchema,
         DiskInfoSchema,
         JobInfoSchema,
@@ -340,7 +350,7 @@ def load_settings(data: Mapping[str, Any], where: str) -> Settings:
 def _problems(error: ValidationError, model: type[Any]) -> str:
     """``field: what is wrong`` for each problem; an unknown field is told the known ones."""
     found = []
-    for name, messages in _flat(error.normalized_messages()):
+    for name, messages in _flat(error.messages):
         text = " ".join(str(m).rstrip(".") for m in messages)
         if text == "Unknown field":
             known = ", ".join(sorted(field.name for field in fields(model)))

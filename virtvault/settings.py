@@ -27,7 +27,7 @@ SEARCH_PATH = (
 
 @dataclass(frozen=True)
 class RepositorySettings:
-    """Where points are stored: ``[repositories.NAME]`` with ``path`` (and ``type = "directory"``)."""
+    """Where points are stored: ``[repositories.NAME]`` with ``path`` and ``type``."""
 
     name: str
     path: str
@@ -108,10 +108,7 @@ class Settings:
 
     @property
     def backend_url(self) -> str:
-        """The result backend: as configured, or the broker's Redis in the backend's spelling.
-
-        kombu spells a unix socket ``redis+socket://``, the result backend ``socket://``.
-        """
+        """The result backend: as configured, or the broker's Redis."""
         if self.result_backend:
             return self.result_backend
         return self.broker_url

@@ -6,7 +6,6 @@ and a kill at any line is mended by :func:`workers.recovery` from the journal.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import time
@@ -28,7 +27,7 @@ from virtvault.models import BackupRequest, BackupResult, DiskProgress, Point, P
 from workers import disks as disk_view
 from workers import exports, instant, isolation, jobs
 from workers.disks import Disk
-from workers.engine import Engine, Ties, now
+from workers.engine import Engine, Ties, now, tag_of
 from workers.exports import Export
 from workers.hypervisor import LibvirtMonitor
 from workers.isolation import Names
@@ -185,9 +184,7 @@ class Backup:
             "jobs_started": time.time(),
         }
         for disk in chosen:
-            isolation.add_snapshot(
-                monitor, disk, self._names(disk), plans[disk.target].sources
-            )
+            isolation.add_snapshot(monitor, disk, self._names(disk), plans[disk.target].sources)
         self._start_jobs(monitor, chosen, plans)
         self.run.phase = "copying"
         self.engine.journal.write(self.run)
@@ -213,8 +210,8 @@ class Backup:
         except DomainStopped:
             # It ended after its disks were copied and flushed: the point is whole.
             log.info("task %s: domain %s has ended meanwhile", self.run.task_id, self.run.domain)
-        for export in self.run.exports:
-            exports.end(Export(**export))
+        for journaled in self.run.exports:
+            exports.end(Export(**journaled))
         self.ties.step("committing")
         point = self._point()
         self.repository.commit(point)
@@ -371,9 +368,7 @@ class Backup:
         return Names(self.tag, disk.target)
 
     def _jobs(self) -> dict[str, str]:
-        return {
-            Names(self.tag, d["target"]).job: d["target"] for d in self.run.draft["disks"]
-        }
+        return {Names(self.tag, d["target"]).job: d["target"] for d in self.run.draft["disks"]}
 
     def _draft(self, disk: Disk, plan: DiskPlan) -> dict[str, object]:
         return {
@@ -394,9 +389,7 @@ class Backup:
         finished: list[PointDisk] = []
         for disk in self.run.draft["disks"]:
             stat = (partial / disk["file"]).stat()
-            finished.append(
-                PointDisk(**disk, stored=stat.st_blocks * 512, length=stat.st_size)
-            )
+            finished.append(PointDisk(**disk, stored=stat.st_blocks * 512, length=stat.st_size))
         draft = self.run.draft
         qemu = draft["qemu"]
         return Point(
@@ -476,11 +469,9 @@ def _clear_away(engine: Engine, uuid: str) -> None:
         Undo(engine, run, open_repository(engine.settings, run.repository)).all()
 
 
-def _committed_before(
-    repository: DirectoryRepository, uuid: str, task_id: str
-) -> Point | None:
+def _committed_before(repository: DirectoryRepository, uuid: str, task_id: str) -> Point | None:
     """The point this very task committed in an earlier delivery."""
-    ending = _digest(task_id)
+    ending = tag_of(task_id)
     for point in repository.points(uuid):
         if point.id.endswith(ending) and point.task_id == task_id:
             return point
@@ -489,11 +480,7 @@ def _committed_before(
 
 def _point_id(task_id: str) -> str:
     """Sorts by time; ends in a digest of the task, so that a second delivery finds it."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{_digest(task_id)}"
-
-
-def _digest(task_id: str) -> str:
-    return hashlib.sha256(task_id.encode()).hexdigest()[:8]
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{tag_of(task_id)}"
 
 
 def _qemu_uid(xml: str) -> int:

@@ -145,7 +145,9 @@ def discover(monitor: Monitor, xml: str) -> list[Disk]:
     ]
 
 
-def choose(disks: list[Disk], wanted: tuple[str, ...], domain: str) -> tuple[list[Disk], dict[str, str]]:
+def choose(
+    disks: list[Disk], wanted: tuple[str, ...], domain: str
+) -> tuple[list[Disk], dict[str, str]]:
     """The disks to back up, and for each other target why not.
 
     :raises UnknownDisk: a wanted target is not there or cannot be backed up.
@@ -164,7 +166,9 @@ def choose(disks: list[Disk], wanted: tuple[str, ...], domain: str) -> tuple[lis
             )
     chosen = [d for d in disks if not d.skip and (not wanted or d.target in wanted)]
     skipped = {
-        d.target: d.skip or "not asked for" for d in disks if d.target not in {c.target for c in chosen}
+        d.target: d.skip or "not asked for"
+        for d in disks
+        if d.target not in {c.target for c in chosen}
     }
     return chosen, skipped
 

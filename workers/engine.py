@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,12 +16,17 @@ from workers.hypervisor import Hypervisor
 from workers.jobs import Detached, Pace
 from workers.journal import Journal
 
-__all__ = ["Engine", "Ties", "now"]
+__all__ = ["Engine", "Ties", "now", "tag_of"]
 
 
 def now() -> str:
     """UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def tag_of(task_id: str) -> str:
+    """Eight hex digits that name a task's nodes, jobs, sockets and the end of its point's id."""
+    return hashlib.sha256(task_id.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def serve(
             f"Cannot serve {export.image}: {done.stderr.strip()}.",
             "See whether the file system holds it and qemu-utils is installed.",
         )
-    os.chmod(export.socket, 0o600)
+    Path(export.socket).chmod(0o600)
     os.chown(export.socket, uid, -1)
     return export
 
@@ -82,7 +82,14 @@ def flush(export: Export) -> None:
     :raises RepositoryUnusable: it did not confirm.
     """
     done = subprocess.run(
-        ["qemu-io", "-f", "raw", "-c", "flush", f"nbd+unix:///{export.name}?socket={export.socket}"],
+        [
+            "qemu-io",
+            "-f",
+            "raw",
+            "-c",
+            "flush",
+            f"nbd+unix:///{export.name}?socket={export.socket}",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -188,9 +188,7 @@ class LibvirtMonitor:
         reply = json.loads(
             self._hypervisor.call(
                 f"QMP {command} on domain {self.name}",
-                lambda c: libvirt_qemu.qemuMonitorCommand(
-                    c.lookupByUUIDString(self.uuid), text, 0
-                ),
+                lambda c: libvirt_qemu.qemuMonitorCommand(c.lookupByUUIDString(self.uuid), text, 0),
             )
         )
         if "error" in reply:

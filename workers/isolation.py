@@ -21,7 +21,16 @@ from workers.disks import FILTER, Disk, Graph, active_node
 from workers.exports import Export
 from workers.monitor import Monitor
 
-__all__ = ["Names", "add_filter", "add_nbd", "add_snapshot", "put_back", "remove_nodes", "remove_snapshot", "swap_in"]
+__all__ = [
+    "Names",
+    "add_filter",
+    "add_nbd",
+    "add_snapshot",
+    "put_back",
+    "remove_nodes",
+    "remove_snapshot",
+    "swap_in",
+]
 
 # The bitmap on the snapshot node that says what an incremental copies.
 CHANGED = "virtvault-changed"
@@ -109,9 +118,7 @@ def add_snapshot(
         "blockdev-add", driver="snapshot-access", node_name=names.snapshot, file=names.filter
     )
     if sources:
-        monitor.execute(
-            "block-dirty-bitmap-add", node=names.snapshot, name=CHANGED, disabled=True
-        )
+        monitor.execute("block-dirty-bitmap-add", node=names.snapshot, name=CHANGED, disabled=True)
         monitor.execute(
             "block-dirty-bitmap-merge",
             node=names.snapshot,

@@ -78,7 +78,9 @@ def follow(
             _raise_on_error(mine)
             return {target: job["offset"] for target, job in mine.items()}
         done = sum(job["offset"] for job in mine.values())
-        if done != before or any(job["paused"] and job["status"] == "paused" for job in mine.values()):
+        if done != before or any(
+            job["paused"] and job["status"] == "paused" for job in mine.values()
+        ):
             moved, before = time.monotonic(), done
         elif time.monotonic() - moved > pace.stall:
             raise JobFailed(
@@ -98,7 +100,9 @@ def cancel(monitor: Monitor, jobs: Mapping[str, str], seconds: float) -> bool:
     until = time.monotonic() + seconds
     asked: set[str] = set()
     while running := [
-        job for job, entry in listed(monitor).items() if job in jobs and entry["status"] != "concluded"
+        job
+        for job, entry in listed(monitor).items()
+        if job in jobs and entry["status"] != "concluded"
     ]:
         for job in running:
             if job not in asked:

@@ -106,8 +106,11 @@ def domain_xml(
         <controller type='usb' model='none'/>
         <memballoon model='none'/>
         <serial type='file'><source path={quoteattr(str(console))}/></serial>
-        {f"<channel type='unix'><target type='virtio' name='{AGENT_CHANNEL}'/></channel>"
-         if agent else ""}
+        {
+        f"<channel type='unix'><target type='virtio' name='{AGENT_CHANNEL}'/></channel>"
+        if agent
+        else ""
+    }
         {extra_devices}
       </devices>
     </domain>"""

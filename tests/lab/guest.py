@@ -1,15 +1,12 @@
 """A real guest on the local hypervisor, with its disks, for one test."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +17,8 @@ import libvirt_qemu
 
 from tests.lab.domain import DiskSpec, domain_xml, give_to_qemu, own
 from tests.lab.image import DEFAULT_CACHE, BootImage, boot_image
-from tests.lab.qemu_log import GuestWriteFailed, QemuLog, check_result
+from tests.lab.monitor import Monitor
+from tests.lab.qemu_log import GuestWriteFailed
 
 __all__ = ["DiskSpec", "Guest", "GuestWriteFailed"]
 
@@ -58,9 +56,7 @@ class Guest:
         self.console = directory / f"{name}-console.log"
         self._boot = boot
         self._agent = agent and boot
-        self._log = QemuLog(Path(f"/var/log/libvirt/qemu/{name}.log"))
-        self._io_lock = threading.Lock()
-        self._io_count = 0
+        self._log_path = Path(f"/var/log/libvirt/qemu/{name}.log")
         give_to_qemu(directory)
         for disk in disks:
             self._create_image(disk)
@@ -78,6 +74,7 @@ class Guest:
         except libvirt.libvirtError:
             self._remove_files()
             raise
+        self._monitor = Monitor(self.domain, self._log_path)
 
     def __enter__(self) -> Self:
         return self
@@ -111,9 +108,14 @@ class Guest:
             self._wait(self._agent_answers, deadline, "an answer of its agent")
 
     def ticks(self) -> int:
-        """How many rounds of writing the guest has done since it was started; 0 before the first."""
+        """How many rounds of writing the guest has done since it was started."""
         found = re.findall(r"LAB-TICK (\d+)\s", self._console_text())
         return int(found[-1]) if found else 0
+
+    def wait_ticks(self, count: int, timeout: float = 60) -> None:
+        """Wait until the guest has done `count` rounds of writing since its start (seconds)."""
+        deadline = time.monotonic() + timeout
+        self._wait(lambda: self.ticks() >= count, deadline, f"round {count} of writing")
 
     def suspend(self) -> None:
         """Stop the guest's CPUs; its disks then change no more by itself."""
@@ -125,7 +127,7 @@ class Guest:
 
     def is_paused(self) -> bool:
         """Whether the domain is paused now."""
-        return self._state() == libvirt.VIR_DOMAIN_PAUSED
+        return bool(self.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED)
 
     def is_active(self) -> bool:
         """Whether the domain has a QEMU now, running or paused."""
@@ -156,37 +158,15 @@ class Guest:
         self._wait_shut_off()
 
     def qmp(self, command: str, **arguments: Any) -> Any:
-        """Run one QMP command and give its `return`; underscores in keys are not translated.
-
-        Raises RuntimeError with QEMU's class and text when the reply is an error.
-        """
-        request = json.dumps({"execute": command, "arguments": arguments})
-        reply = json.loads(libvirt_qemu.qemuMonitorCommand(self.domain, request, 0))
-        if "error" in reply:
-            raise RuntimeError(f"{command}: {reply['error']['class']}: {reply['error']['desc']}")
-        return reply["return"]
+        """Run one QMP command and give its `return`; RuntimeError when the reply is an error."""
+        return self._monitor.qmp(command, **arguments)
 
     def qemu_io(self, target: str, command: str) -> float:
-        """Run a qemu-io command through the guest's own device; gives the seconds it took.
+        """Run a qemu-io command ("write -P 0x41 1M 2M") through the guest's own device.
 
-        Addressed by device, not by node: bitmaps and filters see the request like the guest's
-        own, whatever was put between device and image. Asynchronous commands are not supported.
-
-        Raises GuestWriteFailed when QEMU's log shows that the request failed or shows no result.
+        Gives the seconds it took. Raises GuestWriteFailed when it failed as seen by the guest.
         """
-        with self._io_lock:
-            self._io_count += 1
-            # The result goes to QEMU's log only. An unknown command is echoed there, so that it
-            # marks where the result ends, also of a command that prints nothing.
-            marker = f"lab-end-{self._io_count}-{time.monotonic_ns()}"
-            start = self._log.end()
-            begun = time.monotonic()
-            self._hmp_qemu_io(target, command)
-            seconds = time.monotonic() - begun
-            self._hmp_qemu_io(target, marker)
-            output = self._log.until(f'command "{marker}"', start)
-        check_result(command, output)
-        return seconds
+        return self._monitor.qemu_io(target, command)
 
     def reference(self, target: str, destination: Path) -> Path:
         """Copy the disk's present content, byte for byte, into `destination` (its own format).
@@ -199,8 +179,8 @@ class Guest:
                 raise RuntimeError(f"{self.name} runs; suspend it before taking a reference")
             # QEMU keeps part of a qcow2's tables in memory until told.
             self.qemu_io(target, "flush")
-        command = ["cp", "--sparse=always", "--reflink=auto", self.image(target), destination]
-        subprocess.run(command, check=True)
+        command = ["cp", "--sparse=always", "--reflink=auto", str(self.image(target))]
+        subprocess.run([*command, str(destination)], check=True)
         return destination
 
     def close(self) -> None:
@@ -214,11 +194,11 @@ class Guest:
             | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
         )
         self._remove_files()
-        self._log.path.unlink(missing_ok=True)
+        self._log_path.unlink(missing_ok=True)
 
     def _create_image(self, disk: DiskSpec) -> None:
         image = self.image(disk.target)
-        command = ["qemu-img", "create", "-q", "-f", disk.format, image, str(disk.size)]
+        command = ["qemu-img", "create", "-q", "-f", disk.format, str(image), str(disk.size)]
         subprocess.run(command, check=True)
         own(image)
 
@@ -236,9 +216,6 @@ class Guest:
         for path in self.directory.glob(f"{self.name}-*"):
             path.unlink()
 
-    def _state(self) -> int:
-        return int(self.domain.state()[0])
-
     def _console_text(self) -> str:
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
@@ -252,12 +229,6 @@ class Guest:
         return "LAB-READY" in text
 
     def _agent_answers(self) -> bool:
-        # libvirt prints an error for every ping to an agent that has not opened its port yet.
-        port = ElementTree.fromstring(self.domain.XMLDesc()).find(
-            "./devices/channel/target[@state='connected']"
-        )
-        if port is None:
-            return False
         try:
             libvirt_qemu.qemuAgentCommand(
                 self.domain, '{"execute": "guest-ping"}', AGENT_TIMEOUT, 0
@@ -276,18 +247,3 @@ class Guest:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name}: gave up waiting for {what}")
             time.sleep(0.05)
-
-    def _hmp_qemu_io(self, target: str, command: str) -> None:
-        line = f'qemu-io -d {self._qdev(target)} "{command}"'
-        self.qmp("human-monitor-command", **{"command-line": line})
-
-    def _qdev(self, target: str) -> str:
-        devices = ElementTree.fromstring(self.domain.XMLDesc())
-        for disk in devices.iterfind("./devices/disk"):
-            where, alias = disk.find("target"), disk.find("alias")
-            if where is not None and alias is not None and where.get("dev") == target:
-                name = alias.get("name", "")
-                # virtio-blk's drive belongs to the device inside the PCI one.
-                virtio = where.get("bus") == "virtio"
-                return f"/machine/peripheral/{name}/virtio-backend" if virtio else name
-        raise KeyError(f"{self.name} has no active disk {target}")

@@ -4,13 +4,17 @@ import re
 import time
 from pathlib import Path
 
-__all__ = ["GuestWriteFailed", "QemuLog"]
+__all__ = ["GuestWriteFailed", "QemuLog", "check_result"]
 
 # Seconds virtlogd gets to bring QEMU's output into the file; 1-10 ms is usual.
 FLUSH_TIMEOUT = 10.0
 
 # The commands that report "<verb> done/asked bytes" when all went well.
 REPORTED = re.compile(r"(?:wrote|read|discard) (\d+)/(\d+) bytes")
+
+
+# libvirt and QEMU put notices of their own, which begin with the date, between the results.
+NOTICE = re.compile(r"^\d{4}-\d\d-\d\d[T ].*\n", re.MULTILINE)
 
 
 class GuestWriteFailed(Exception):
@@ -51,7 +55,7 @@ class QemuLog:
 
 def check_result(command: str, output: str) -> None:
     """Raise GuestWriteFailed unless `output` is what qemu-io prints when `command` succeeded."""
-    text = output.strip()
+    text = NOTICE.sub("", output).strip()
     report = REPORTED.search(text)
     # Of the commands the lab uses, only flush says nothing when all is well.
     silent = command.split()[0] in ("flush", "f")

@@ -66,7 +66,7 @@ class RedisServer:
             raise ValueError("this server was given no port")
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def client(self) -> redis.Redis:
+    def client(self) -> "redis.Redis[bytes]":
         """A new client, with bytes as replies; the caller closes it."""
         return redis.Redis.from_url(self.redis_py_url)
 

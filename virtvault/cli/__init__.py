@@ -1,0 +1,1 @@
+"""The command line: ``virtvault``, thin over :class:`virtvault.client.Client`."""

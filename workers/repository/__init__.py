@@ -20,6 +20,6 @@ def open_repository(settings: Settings, name: str) -> DirectoryRepository:
     if found is None:
         raise UnknownRepository(
             f"Hypervisor {settings.host} has no repository {name!r}.",
-            f"It has {', '.join(settings.repositories) or 'none'}; add [repositories.{name}] there.",
+            f"It has {', '.join(settings.repositories) or 'none'}; add [repositories.{name}].",
         )
     return DirectoryRepository(found)

@@ -29,7 +29,7 @@ PARTIAL = ".partial"
 
 
 class DirectoryRepository:
-    """An opened repository. ``id`` (8 hex digits) is its own, whatever it is named or mounted as."""
+    """An opened repository. ``id`` (8 hex digits) is its own, whatever its name or mount."""
 
     def __init__(self, settings: RepositorySettings) -> None:
         self.name = settings.name
@@ -71,10 +71,10 @@ class DirectoryRepository:
     def parents(self, uuid: str, target: str) -> dict[str, ParentDisk]:
         """What an incremental of this disk could build on, by point id."""
         points = {p.id: p for p in self.points(uuid)}
-        disks = {
-            p.id: disk for p in points.values() for disk in p.disks if disk.target == target
+        disks = {p.id: disk for p in points.values() for disk in p.disks if disk.target == target}
+        return {
+            id_: ParentDisk(disk, self._trouble(uuid, id_, disks)) for id_, disk in disks.items()
         }
-        return {id_: ParentDisk(disk, self._trouble(uuid, id_, disks)) for id_, disk in disks.items()}
 
     def chain(self, point: Point, target: str) -> list[Path]:
         """The images of one disk from the point's own down to its full.
@@ -82,10 +82,7 @@ class DirectoryRepository:
         :raises RepositoryUnusable: a link is missing or is not what its manifest says.
         """
         disks = {
-            p.id: disk
-            for p in self.points(point.uuid)
-            for disk in p.disks
-            if disk.target == target
+            p.id: disk for p in self.points(point.uuid) for disk in p.disks if disk.target == target
         }
         if trouble := self._trouble(point.uuid, point.id, disks):
             raise RepositoryUnusable(
@@ -145,7 +142,7 @@ class DirectoryRepository:
                 finally:
                     os.close(descriptor)
             durable_write(partial / manifest.FILE, manifest.text(point))
-            os.rename(partial, final)
+            partial.rename(final)
             sync_directory(final.parent)
         except OSError as error:
             raise self._unusable(f"{partial}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""The schedule. This version schedules the sweep; policies follow."""

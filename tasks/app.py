@@ -1,0 +1,68 @@
+"""The Celery apps of the roles, each setting with its reason.
+
+Early acknowledgement everywhere: a late one re-runs long tasks after the visibility timeout or a
+dropped connection, and crashes the worker at a Redis restart. What early acknowledgement can
+lose, the sweep publishes again (:mod:`tasks.sweep`).
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu.entity import Queue
+
+from virtvault import queues
+from virtvault.celery_app import shared_settings
+from virtvault.settings import Settings
+
+__all__ = ["central_app", "control_app", "hypervisor_app"]
+
+
+def hypervisor_app(settings: Settings) -> Celery:
+    """The app of a hypervisor's long work."""
+    return _consumer(settings, queues.host_queue(settings.host), settings.slots)
+
+
+def control_app(settings: Settings) -> Celery:
+    """The app of a hypervisor's short questions: a consumer of its own, never behind a backup."""
+    return _consumer(settings, queues.control_queue(settings.host), 4)
+
+
+def central_app(settings: Settings) -> Celery:
+    """The app of the central worker: recording and sweeping."""
+    return _consumer(settings, queues.CENTRAL, 4)
+
+
+def _consumer(settings: Settings, queue: str, threads: int) -> Celery:
+    app = Celery("virtvault")
+    app.conf.update(
+        **shared_settings(settings),
+        task_queues=[Queue(queue)],  # type: ignore[no-untyped-call]
+        # Threads: the work sleeps on libvirt and QMP, whose calls release the GIL; a fork would
+        # break the libvirt connection, and threads are told of a shutdown at once.
+        worker_pool="threads",
+        worker_concurrency=threads,
+        task_acks_late=False,
+        # A message is taken when a thread is free for it, so none waits behind a long backup
+        # while another worker could see it, and none is stranded by a restart.
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        # A Redis restart is nothing to a backup.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Our own format and file; a library does not take over the process' logging.
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # Start-up finds nobody to ask on a single host, and asking a fleet is a storm.
+        worker_enable_remote_control=True,
+        broker_transport_options={
+            # Per queue: with shared keys every host could read and requeue everyone's messages.
+            "unacked_key": f"unacked.{queue}",
+            "unacked_index_key": f"unacked_index.{queue}",
+            "unacked_mutex_key": f"unacked_mutex.{queue}",
+            "visibility_timeout": 3600,
+            # Seconds of one blocking pop: also how long a shutdown may take.
+            "polling_interval": 1,
+            "socket_timeout": 30,
+            "health_check_interval": 25,
+        },
+    )
+    return app

@@ -1,0 +1,41 @@
+"""Tasks of the central worker: recording, looking up, sweeping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from celery import Celery
+
+from tasks.catalog import Catalog
+from tasks.sweep import sweep
+from virtvault import queues, schemas
+from virtvault.errors import VirtvaultError
+from virtvault.models import Point
+
+__all__ = ["register"]
+
+
+def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
+    """Add the central tasks."""
+
+    @app.task(name=queues.RECORD, throws=(VirtvaultError,))  # type: ignore[untyped-decorator]
+    def record(payload: dict[str, Any]) -> str:
+        """Idempotent; its SUCCESS lets the hypervisor drop the entry from its spool."""
+        if "point" in payload:
+            catalog.record_point(schemas.load(Point, payload["point"]))
+        if "run" in payload:
+            catalog.record_run(payload["run"])
+        return "recorded"
+
+    @app.task(name=queues.POINTS)  # type: ignore[untyped-decorator]
+    def points(domain: str = "") -> list[dict[str, Any]]:
+        return catalog.points(domain)
+
+    @app.task(name=queues.SHOW)  # type: ignore[untyped-decorator]
+    def show(point: str) -> dict[str, Any] | None:
+        return catalog.show(point)
+
+    @app.task(name=queues.SWEEP, ignore_result=True)  # type: ignore[untyped-decorator]
+    def sweep_task() -> None:
+        sweep(app, client)

@@ -1,0 +1,88 @@
+"""What central has to be told, kept on the hypervisor's disk until it is known to have it.
+
+Each entry is a task ``virtvault.record`` with a deterministic id: sent again until its result
+says it was recorded. Recording is idempotent, so twice is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from virtvault import queues, schemas
+from virtvault.errors import VirtvaultError
+from virtvault.models import Point
+from workers.engine import now
+from workers.journal import durable_write
+
+__all__ = ["Spool"]
+
+log = logging.getLogger(__name__)
+
+# Seconds after which an entry without an answer is sent again.
+AGAIN = 30.0
+
+
+class Spool:
+    """``<state_dir>/spool/<task id>.json``."""
+
+    def __init__(self, app: Celery, state_dir: str) -> None:
+        self._app = app
+        self._directory = Path(state_dir, "spool")
+        self._sent: dict[str, float] = {}
+
+    def point(self, point: Point) -> None:
+        """A point was committed."""
+        self._add(f"record-point-{point.id}", {"point": schemas.dump(point)})
+
+    def run(
+        self,
+        task_id: str,
+        task: str,
+        request: dict[str, Any],
+        host: str,
+        started: str,
+        error: VirtvaultError | None,
+    ) -> None:
+        """A run ended."""
+        run = {
+            "task_id": task_id,
+            "task": task,
+            "request": request,
+            "host": host,
+            "started": started,
+            "finished": now(),
+            "state": "complete" if error is None else "failed",
+            "error": "" if error is None else error.message,
+            "mend": "" if error is None else error.mend,
+        }
+        self._add(f"record-run-{task_id}", {"run": run})
+
+    def deliver(self) -> None:
+        """Send what is due and drop what has been recorded; called again and again."""
+        for path in sorted(self._directory.glob("record-*.json")):
+            task_id = path.stem
+            try:
+                if self._app.backend.get_task_meta(task_id, cache=False)["status"] == "SUCCESS":
+                    path.unlink()
+                    self._sent.pop(task_id, None)
+                elif time.monotonic() - self._sent.get(task_id, -AGAIN) >= AGAIN:
+                    self._send(task_id, json.loads(path.read_text()))
+            except Exception as error:  # Redis away in any of kombu's ways: next round
+                log.info("%s is not delivered yet: %s", task_id, error)
+                return
+
+    def _add(self, task_id: str, payload: dict[str, Any]) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        durable_write(self._directory / f"{task_id}.json", json.dumps(payload))
+
+    def _send(self, task_id: str, payload: dict[str, Any]) -> None:
+        self._app.send_task(
+            queues.RECORD, args=[payload], task_id=task_id, queue=queues.CENTRAL, retry=False
+        )
+        self._sent[task_id] = time.monotonic()

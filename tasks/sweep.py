@@ -1,0 +1,59 @@
+"""The sweep: runs that no living worker holds are published again under the same task id.
+
+A run is lost when it has no lease, its queue is empty (so its message is not just waiting), and
+it was so for a grace time. Publishing one that was not lost costs a look: the second delivery
+finds the first at work and steps aside, or finds the committed point and returns it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import redis
+from celery import Celery
+
+from virtvault import queues
+from virtvault.runs import RunRecord, publish
+
+__all__ = ["sweep"]
+
+log = logging.getLogger(__name__)
+
+# Seconds a run may be without lease and message before it counts as lost: longer than a worker
+# needs from taking a message to writing its lease.
+GRACE = 10
+READY = ("SUCCESS", "FAILURE", "REVOKED")
+
+
+def sweep(app: Celery, client: redis.Redis) -> list[str]:
+    """Publish lost runs again; gives their task ids."""
+    published = []
+    members: Any = client.smembers(queues.OPEN_RUNS_KEY)
+    for task_id in sorted(member.decode() for member in members):
+        run = RunRecord.read(client, task_id)
+        if run is None:
+            client.srem(queues.OPEN_RUNS_KEY, task_id)
+            continue
+        if client.exists(queues.lease_key(task_id)) or client.llen(run.queue):
+            client.delete(_suspect_key(task_id))
+            continue
+        if app.backend.get_task_meta(task_id, cache=False)["status"] in READY:
+            # It ended while Redis was away: only its record was left open.
+            RunRecord(**{**run.__dict__, "state": "ended"}).write(client)
+            continue
+        # Redis' own clock: suspected now, lost when still so after the grace time.
+        if client.set(_suspect_key(task_id), "1", nx=True, ex=GRACE * 3):
+            continue
+        left: Any = client.ttl(_suspect_key(task_id))
+        if left > GRACE * 2:
+            continue
+        client.delete(_suspect_key(task_id))
+        log.warning("run %s has no worker and no message: published again", task_id)
+        publish(app, run)
+        published.append(task_id)
+    return published
+
+
+def _suspect_key(task_id: str) -> str:
+    return f"virtvault:suspect:{task_id}"

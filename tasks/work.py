@@ -1,0 +1,120 @@
+"""Long work on a hypervisor: the bodies of ``virtvault.backup`` and ``virtvault.restore``.
+
+One backup is one Celery task from STARTED to SUCCESS. The body holds no guest state: killed, it
+is delivered again under the same id and goes on from the engine's journal.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.exceptions import Ignore
+
+from tasks.progress import Running
+from tasks.spool import Spool
+from virtvault import queues, schemas
+from virtvault.errors import VirtvaultError, WorkFailed
+from virtvault.models import BackupRequest, RestoreRequest
+from virtvault.runs import RunRecord, new_record
+from virtvault.settings import Settings
+from workers.backup import Duplicate, backup
+from workers.engine import Engine, Ties, now
+from workers.jobs import Detached
+from workers.repository import open_repository
+from workers.restore import restore
+
+__all__ = ["register"]
+
+log = logging.getLogger(__name__)
+
+Body = Callable[[dict[str, Any], Ties], dict[str, Any]]
+
+
+def register(
+    app: Celery, engine: Engine, client: redis.Redis, spool: Spool, stopping: threading.Event
+) -> None:
+    """Add the long tasks to a hypervisor's app."""
+    settings = engine.settings
+
+    def backup_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
+        wanted = schemas.load(BackupRequest, request)
+        done = backup(engine, wanted, ties)
+        repository = open_repository(settings, done.repository)
+        spool.point(repository.find(done.point))
+        return schemas.dump(done)
+
+    def restore_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
+        return schemas.dump(restore(engine, schemas.load(RestoreRequest, request), ties))
+
+    for name, body in ((queues.BACKUP, backup_body), (queues.RESTORE, restore_body)):
+        _add(app, name, body, settings, client, spool, stopping)
+
+
+def _add(
+    app: Celery,
+    name: str,
+    body: Body,
+    settings: Settings,
+    client: redis.Redis,
+    spool: Spool,
+    stopping: threading.Event,
+) -> None:
+    # VirtvaultErrors are outcomes with a mend, not bugs: no traceback in the log.
+    @app.task(name=name, bind=True, throws=(VirtvaultError,))  # type: ignore[untyped-decorator]
+    def task(self: Any, request: dict[str, Any]) -> dict[str, Any]:
+        task_id = self.request.id
+        subject = str(request.get("domain") or request.get("point") or "")
+        record = _record(client, task_id, name, settings.host, request)
+        if _succeeded(app, task_id):
+            raise Ignore  # a late second delivery of what is done
+        started = now()
+        with Running(app, client, settings, record, subject) as running:
+            ties = Ties(task_id, running.report, stopping.is_set)
+            try:
+                result = body(request, ties)
+            except Detached:
+                log.info("task %s: left to the next worker", task_id)
+                raise Ignore from None
+            except Duplicate:
+                log.info("task %s: another delivery is at work on it", task_id)
+                raise Ignore from None
+            except VirtvaultError as error:
+                running.ended()
+                spool.run(task_id, name, request, settings.host, started, error)
+                raise
+            except Exception as error:
+                log.exception("task %s: a bug", task_id)
+                running.ended()
+                wrapped = WorkFailed(
+                    f"Internal error: {type(error).__name__}: {error}.",
+                    f"This is a bug; the worker's log on {settings.host} has the trace.",
+                )
+                spool.run(task_id, name, request, settings.host, started, wrapped)
+                raise wrapped from error
+            running.ended()
+            spool.run(task_id, name, request, settings.host, started, None)
+            return result
+
+
+def _record(
+    client: redis.Redis, task_id: str, task: str, host: str, request: dict[str, Any]
+) -> RunRecord:
+    """The run as submitted, or as the message tells it (Redis flushed, or sent by hand)."""
+    try:
+        found = RunRecord.read(client, task_id)
+    except redis.RedisError:
+        found = None
+    return found or new_record(task_id, task, queues.host_queue(host), host, request)
+
+
+def _succeeded(app: Celery, task_id: str) -> bool:
+    try:
+        meta: dict[str, Any] = app.backend.get_task_meta(task_id, cache=False)
+    except redis.RedisError:
+        return False
+    return bool(meta["status"] == "SUCCESS")

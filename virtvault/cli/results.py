@@ -1,0 +1,122 @@
+"""The end of a backup or restore, and a point, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+from virtvault.cli import output
+from virtvault.models import BackupResult, Point, PointDisk, RestoreResult
+
+__all__ = ["show_result", "show_point"]
+
+
+def show_result(result: BackupResult | RestoreResult) -> None:
+    """What was done, disk by disk."""
+    if isinstance(result, RestoreResult):
+        _show_restore(result)
+    else:
+        _show_backup(result)
+
+
+def show_point(point: Point) -> None:
+    """All of a point's manifest that tells an operator something."""
+    facts = {
+        "point": point.id,
+        "domain": f"{point.domain} ({point.uuid})",
+        "host": point.host,
+        "repository": f"{point.repository} ({point.repository_id})",
+        "instant": output.instant(point.instant),
+        "finished": output.instant(point.finished),
+        "state": _how(point),
+        "task": point.task_id,
+        "versions": ", ".join(f"{name} {v}" for name, v in sorted(point.versions.items())),
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
+    click.echo()
+    output.table(
+        ("DISK", "SYNC", ">SIZE", ">STORED", "PARENT", "WHY", "SOURCE"),
+        (
+            (
+                disk.target,
+                disk.sync,
+                output.size(disk.virtual_size),
+                output.size(disk.stored),
+                disk.parent or "-",
+                disk.reason or "-",
+                disk.source,
+            )
+            for disk in point.disks
+        ),
+    )
+    _show_rest(point.skipped, point.notes)
+
+
+def _show_backup(result: BackupResult) -> None:
+    click.echo(
+        f"point {click.style(result.point, bold=True)} of {result.domain} on {result.host}, "
+        f"repository {result.repository}"
+    )
+    took = output.duration(output.seconds_between(result.started, result.finished))
+    click.echo(f"{output.instant(result.instant)}, {_how(result)}, took {took}")
+    _show_disks(result.disks)
+    _show_rest(result.skipped, result.notes)
+
+
+def _show_disks(disks: Sequence[PointDisk]) -> None:
+    output.table(
+        ("DISK", "DONE", ">SIZE", ">TRANSFERRED", ">STORED", "WHY"),
+        (
+            (
+                disk.target,
+                disk.sync,
+                output.size(disk.virtual_size),
+                output.size(disk.transferred),
+                output.size(disk.stored),
+                disk.reason or "-",
+            )
+            for disk in disks
+        ),
+    )
+
+
+def _show_restore(result: RestoreResult) -> None:
+    click.echo(
+        f"restored point {click.style(result.point, bold=True)} of {result.domain} "
+        f"on {result.host} to {result.to}"
+    )
+    took = output.duration(output.seconds_between(result.started, result.finished))
+    click.echo(f"{result.mode} from repository {result.repository}, took {took}")
+    output.table(
+        ("DISK", "FORMAT", ">SIZE", ">STORED", "FILE"),
+        (
+            (
+                disk.target,
+                disk.format,
+                output.size(disk.virtual_size),
+                output.size(disk.stored),
+                disk.path,
+            )
+            for disk in result.disks
+        ),
+    )
+
+
+def _how(made: Point | BackupResult) -> str:
+    """Consistency, and what it cost the guest."""
+    parts = [made.consistency, f"guest paused {made.paused_ms:.1f} ms"]
+    if made.frozen_ms:
+        parts.append(f"file systems frozen {made.frozen_ms:.1f} ms")
+    if not made.isolated:
+        parts.append("not isolated: faults of the backup could reach the guest")
+    return ", ".join(parts)
+
+
+def _show_rest(skipped: Mapping[str, str], notes: Sequence[str]) -> None:
+    for target, why in skipped.items():
+        click.echo(f"{click.style('skipped', fg='yellow')} {target}: {why}")
+    for note in notes:
+        click.echo(f"note: {note}")

@@ -1,0 +1,121 @@
+"""A qemu-storage-daemon: QEMU's block layer without a guest, behind the same Monitor.
+
+It runs in a session of its own and outlives the worker, which finds it again by its sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from virtvault.errors import DomainStopped, MonitorError, NotReachable, WorkFailed
+from workers.monitor import qmp_arguments
+
+__all__ = ["StorageDaemon", "StorageDaemonMonitor"]
+
+
+class StorageDaemon:
+    """One daemon, known by its directory: ``work.qmp`` for its run, ``control.qmp`` for control."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def start(self) -> None:
+        """Start it; returns once it listens.
+
+        :raises WorkFailed: it does not start.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        monitors = []
+        for name in ("work", "control"):
+            socket = f"socket,id={name},path={self.directory / name}.qmp,server=on,wait=off"
+            monitors += ["--chardev", socket, "--monitor", f"chardev={name}"]
+        done = subprocess.run(
+            ["qemu-storage-daemon", *monitors, "--daemonize", "--pidfile", str(self._pidfile)],
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        if done.returncode:
+            raise WorkFailed(
+                f"qemu-storage-daemon does not start: {done.stderr.strip()}.",
+                "Install qemu-utils (Debian: qemu-system-common has the daemon too).",
+            )
+
+    def alive(self) -> bool:
+        """Whether the process is there: by pid and by its command line, since pids come again."""
+        try:
+            command = Path(f"/proc/{int(self._pidfile.read_text())}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return False
+        return str(self._pidfile).encode() in command
+
+    def monitor(self, timeout: float, name: str = "work") -> StorageDaemonMonitor:
+        """Connect to it.
+
+        :raises DomainStopped: it is gone.
+        """
+        return StorageDaemonMonitor(f"{self.directory / name}.qmp", timeout)
+
+    def end(self) -> None:
+        """End it now, if it runs."""
+        until = time.monotonic() + 10
+        while self.alive():
+            late = time.monotonic() > until
+            with contextlib.suppress(ProcessLookupError, OSError, ValueError):
+                os.kill(int(self._pidfile.read_text()), signal.SIGKILL if late else signal.SIGTERM)
+            time.sleep(0.05)
+
+    @property
+    def _pidfile(self) -> Path:
+        return self.directory / "daemon.pid"
+
+
+class StorageDaemonMonitor:
+    """QMP over a socket of a storage daemon; used by one thread."""
+
+    def __init__(self, socket: str, timeout: float) -> None:
+        self._qmp = QEMUMonitorProtocol(socket)
+        self._qmp.settimeout(timeout)
+        try:
+            self._qmp.connect()
+        except (TimeoutError, QMPError, OSError) as error:
+            raise DomainStopped(
+                f"The storage daemon at {socket} is gone: {error}.", "Run the task again."
+            ) from error
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """See :meth:`workers.monitor.Monitor.execute`."""
+        message = {"execute": command, "arguments": qmp_arguments(arguments)}
+        try:
+            reply = self._qmp.cmd_obj(message)
+        except TimeoutError as error:
+            raise NotReachable(f"The storage daemon does not answer {command}.") from error
+        except (QMPError, OSError, EOFError) as error:
+            raise DomainStopped(
+                f"The storage daemon ended during {command}: {error}.", "Run the task again."
+            ) from error
+        if "error" in reply:
+            description = dict(reply["error"]).get("desc")
+            raise MonitorError(f"The storage daemon refused {command}: {description}")
+        return reply["return"]
+
+    def wait(self, seconds: float) -> None:
+        """See :meth:`workers.monitor.Monitor.wait`."""
+        with contextlib.suppress(asyncio.TimeoutError, QMPError, OSError):
+            self._qmp.pull_event(wait=seconds)
+
+    def close(self) -> None:
+        """Close the connection; the daemon goes on."""
+        with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
+            self._qmp.close()
