@@ -54,7 +54,8 @@ class LiveTask(Task):  # type: ignore[misc]
     domain: str | None = None
     host: str | None = None
 
-    _fields = (*Task._fields, *COLUMNS)
+    # The detail page shows its rows in this order: what is asked for most comes first.
+    _fields = (*COLUMNS, *Task._fields)
 
     def event(
         self,

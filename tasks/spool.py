@@ -80,6 +80,11 @@ class Spool:
     def _add(self, task_id: str, payload: dict[str, Any]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         durable_write(self._directory / f"{task_id}.json", json.dumps(payload))
+        try:
+            # Before the result: who has seen the result finds the point in the catalog.
+            self._send(task_id, payload)
+        except Exception as error:  # Redis away in any of kombu's ways: it is on disk
+            log.info("%s is not delivered yet: %s", task_id, error)
 
     def _send(self, task_id: str, payload: dict[str, Any]) -> None:
         self._app.send_task(

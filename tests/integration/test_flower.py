@@ -58,9 +58,9 @@ import redis
 
 @app.task(name="virtvault.backup", bind=True)
 def backup(task, domain):
-    client = redis.Redis.from_url(given.redis_url)
+    client = redis.Redis.from_url(given.redis_url, socket_timeout=None)
     with app.connection_for_write() as connection:
-        events = app.events.Dispatcher(connection)
+        events = app.events.Dispatcher(connection, hostname=task.request.hostname)
         while (step := client.blpop("steps")[1].decode()) != "end":
             events.send(
                 "task-progress", uuid=task.request.id, name=task.name, progress=step,
@@ -110,10 +110,11 @@ class Web:
 
     def row(self, progress: str) -> dict[str, Any]:
         """The task's row once it shows ``progress``."""
-        return until(
+        found: dict[str, Any] = until(
             lambda: next((r for r in self.rows() if r["progress"] == progress), None),
             f"progress {progress!r}",
         )
+        return found
 
     def is_up(self) -> bool:
         try:
@@ -212,6 +213,7 @@ def test_progress_is_shown_from_start_to_success(redis_server: RedisServer, tmp_
         row = web.row("42 % · 118 MiB/s · ETA 3 s")
         assert (row["state"], row["name"]) == ("STARTED", "virtvault.backup")
         assert (row["domain"], row["host"], row["phase"]) == ("db1", "hv1", "copying")
+        assert row["worker"] == "worker@hv1"
         assert [r["uuid"] for r in web.rows("state:STARTED")] == [TASK_ID]
         assert 'data-column="progress">Progress<' in web.get("/tasks")
 

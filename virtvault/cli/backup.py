@@ -5,7 +5,13 @@ from __future__ import annotations
 import click
 
 from virtvault.cli.follow import finish
-from virtvault.cli.options import Speed, connect, detach_option, disk_option, json_option
+from virtvault.cli.options import (
+    connect,
+    detach_option,
+    disk_option,
+    json_option,
+    speed_option,
+)
 from virtvault.models import FREEZE_MODES, SYNC_MODES
 
 __all__ = ["backup"]
@@ -22,13 +28,7 @@ __all__ = ["backup"]
     help="auto: incremental where that is safe, else full.",
 )
 @disk_option
-@click.option(
-    "--speed",
-    type=Speed(),
-    default=0,
-    metavar="RATE",
-    help="Limit per disk in bytes per second, such as 50M. Default: none.",
-)
+@speed_option
 @click.option(
     "--freeze",
     type=click.Choice(FREEZE_MODES),

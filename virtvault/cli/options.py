@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from virtvault.client import Client
 
-__all__ = ["Invocation", "Speed", "connect", "detach_option", "disk_option", "json_option"]
+__all__ = ["Invocation", "connect", "detach_option", "disk_option", "json_option", "speed_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,26 +42,31 @@ def connect() -> Client:
     return client.Client(settings.load(invocation.config))
 
 
-class Speed(click.ParamType[int]):
-    """Bytes per second: ``50M``, ``1G``, ``512K``, ``1.5G`` or a plain number; 1024-based."""
+def speed(text: str) -> int:
+    """Bytes per second from ``50M``, ``1G``, ``512K``, ``1.5G`` or a plain number; 1024-based.
 
-    name = "speed"
+    :raises click.BadParameter: it is none of these.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?(?:/s)?", text, re.I)
+    if match is None:
+        raise click.BadParameter(
+            f"{text!r} is not a speed; write 50M, 1G or 512K (bytes per second)."
+        )
+    number = float(match[1])
+    counted = int(number * UNITS[match[2].upper()]) if number < MAX_SPEED else MAX_SPEED + 1
+    if counted > MAX_SPEED:
+        raise click.BadParameter(f"{text!r} is more than QEMU can count; 0 is no limit.")
+    # 0 is no limit at all: the opposite of what a tiny number asks for.
+    if number and not counted:
+        raise click.BadParameter(f"{text!r} is less than one byte per second.")
+    return counted
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The speed in bytes per second; 0 is no limit."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?(?:/s)?", value, re.I)
-        if match is None:
-            self.fail(f"{value!r} is not a speed; write 50M, 1G or 512K (bytes per second).")
-        number = float(match[1])
-        speed = int(number * UNITS[match[2].upper()])
-        if speed > MAX_SPEED:
-            self.fail(f"{value!r} is more than QEMU can count; 0 is no limit.")
-        # 0 is no limit at all: the opposite of what a tiny number asks for.
-        if number and not speed:
-            self.fail(f"{value!r} is less than one byte per second.")
-        return speed
+
+def speed_option(command: F) -> F:
+    """``--speed``: the argument ``speed``, in bytes per second."""
+    text = "Limit per disk in bytes per second, such as 50M. Default: none."
+    option = click.option("--speed", type=speed, default="0", metavar="RATE", help=text)
+    return option(command)
 
 
 def json_option(command: F) -> F:

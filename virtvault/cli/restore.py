@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from virtvault.cli.follow import finish
-from virtvault.cli.options import Speed, connect, detach_option, disk_option, json_option
+from virtvault.cli.options import (
+    connect,
+    detach_option,
+    disk_option,
+    json_option,
+    speed_option,
+)
 from virtvault.models import RESTORE_FORMATS
 
 __all__ = ["restore"]
@@ -27,13 +33,7 @@ __all__ = ["restore"]
 )
 @click.option("--format", type=click.Choice(RESTORE_FORMATS), default="qcow2", show_default=True)
 @disk_option
-@click.option(
-    "--speed",
-    type=Speed(),
-    default=0,
-    metavar="RATE",
-    help="Limit per disk in bytes per second, such as 50M. Default: none.",
-)
+@speed_option
 @detach_option
 @json_option
 def restore(
