@@ -4,6 +4,7 @@ qemu-storage-daemon, so that progress, pause, cancel and recovery are those of a
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -175,8 +176,10 @@ class _Restore:
         self.daemon.end()
         for target in self.targets:
             if target.partial.exists():
-                descriptor = os.open(target.partial, os.O_RDONLY)
+                descriptor = os.open(target.partial, os.O_RDWR)
                 try:
+                    if self.request.format == "raw":
+                        _punch_holes(descriptor)
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
@@ -334,6 +337,27 @@ class _Restore:
                 for t in self.targets
             ),
         )
+
+
+def _punch_holes(descriptor: int) -> None:
+    """Give back the room of what reads as zeroes: the job allocates it without writing to it.
+
+    Only ranges the file system itself calls holes are punched, so no byte changes. One that
+    cannot punch keeps the file at its full size.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    end = os.fstat(descriptor).st_size
+    data = 0
+    while data < end and (hole := os.lseek(descriptor, data, os.SEEK_HOLE)) < end:
+        try:
+            data = os.lseek(descriptor, hole, os.SEEK_DATA)
+        except OSError:  # ENXIO: no data from here to the end
+            data = end
+        # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, linux/falloc.h
+        if libc.fallocate(
+            descriptor, 0x01 | 0x02, ctypes.c_int64(hole), ctypes.c_int64(data - hole)
+        ):
+            return
 
 
 def _require_own_backing(chain: tuple[Path, ...]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from tasks.embedded import files, readiness
+from tasks.embedded import files, prerequisites, readiness
 from tasks.embedded.files import Choices
 from tasks.embedded.supervision import Supervision, hold_start
 from virtvault import settings
@@ -57,7 +57,7 @@ def up(arguments: argparse.Namespace) -> None:
         flower_port=arguments.flower_port,
     )
     _end_on_signals()
-    files.require_programs()
+    prerequisites.require()
     given = files.prepare(choices)
     supervision = Supervision(given)
     with hold_start(given):
@@ -66,13 +66,14 @@ def up(arguments: argparse.Namespace) -> None:
             click.echo(f"virtvault already runs ({given.state_dir}).")
             _summary(given, choices.config, lines)
             return
-        readiness.require_free(given)
+        readiness.require_free(given, supervision)
         click.echo("starting …", err=True)
         began = datetime.now(UTC)
         supervision.start(files.write_supervisord(given, choices.config))
         try:
             lines = readiness.wait(given, supervision, began)
         except BaseException:
+            click.echo("stopping …", err=True)
             _take_down(supervision)
             raise
     _summary(given, choices.config, lines)

@@ -1,4 +1,4 @@
-"""What `up` needs and writes: settings once, Redis's and supervisord's configuration each time."""
+"""What `up` writes: settings once, Redis's and supervisord's configuration each time."""
 
 from __future__ import annotations
 
@@ -8,32 +8,21 @@ import os
 import pwd
 import re
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from virtvault import settings
-from virtvault.errors import InvalidSettings, NotSupported
+from virtvault.errors import InvalidSettings
 from virtvault.settings import Settings
 
-__all__ = ["Choices", "log_dir", "prepare", "require_programs", "write_supervisord"]
+__all__ = ["Choices", "log_dir", "prepare", "write_supervisord"]
 
 CONFIG_NAME = "virtvault.toml"
 SUPERVISORD_NAME = "supervisord.conf"
 ROLES = ("central", "worker", "control", "beat", "flower")
 REDIS = "redis"
 
-# Program → the Debian package that has it.
-PROGRAMS = {
-    "redis-server": "redis-server",
-    "qemu-img": "qemu-utils",
-    "qemu-nbd": "qemu-utils",
-    "qemu-storage-daemon": "qemu-system-common",
-    "setpriv": "util-linux",
-}
-MODULES = ("libvirt", "qemu.qmp", "flower", "sqlalchemy", "supervisor")
 # Redis and supervisord each quote in a way of their own; what needs no quotes suits both.
 PLAIN_PATH = re.compile(r"/[\w/.@+,=-]*\Z", re.ASCII)
 
@@ -90,6 +79,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 # setpriv: should supervisord be killed, its programs end as well, and no second Redis is ever
 # started beside the first on the same files.
 # stopasgroup, killasgroup: the exports of a running backup must outlive their worker.
+# startsecs: a role that cannot work ends within its first seconds, when it has loaded.
 # priority: Redis starts first and, the order being reversed, ends last.
 PROGRAM = """
 [program:{name}]
@@ -97,7 +87,7 @@ command=setpriv --pdeathsig TERM -- {command}
 priority={priority}
 autorestart=true
 startretries=1000000
-startsecs=1
+startsecs={seconds}
 stopwaitsecs=30
 stopasgroup=false
 killasgroup=false
@@ -126,25 +116,6 @@ class Choices:
 def log_dir(given: Settings) -> Path:
     """Where the programs' logs are."""
     return Path(given.state_dir, "log")
-
-
-def require_programs() -> None:
-    """Look for what `up` will start or import.
-
-    :raises NotSupported: naming all that is missing.
-    """
-    programs = [program for program in PROGRAMS if shutil.which(program) is None]
-    modules = [module for module in MODULES if not _importable(module)]
-    if not programs and not modules:
-        return
-    lacks = [*programs, *(f"the Python module {module}" for module in modules)]
-    mends = []
-    if programs:
-        packages = dict.fromkeys(PROGRAMS[program] for program in programs)
-        mends.append(f"apt install {' '.join(packages)}")
-    if modules:
-        mends.append("pip install 'virtvault[embedded]'")
-    raise NotSupported(f"This host lacks {', '.join(lacks)}.", f"Run: {' && '.join(mends)}")
 
 
 def prepare(choices: Choices) -> Settings:
@@ -181,13 +152,17 @@ def write_supervisord(given: Settings, config: Path) -> Path:
         config=config,
     )
     text += PROGRAM.format(
-        name=REDIS, command=f"redis-server {given.state_dir}/redis.conf", priority=1, log=log
+        name=REDIS,
+        command=f"redis-server {given.state_dir}/redis.conf",
+        priority=1,
+        seconds=1,
+        log=log,
     )
     # -P: nothing in the current directory may shadow our packages. % is supervisord's own.
     python = shlex.quote(sys.executable).replace("%", "%%")
     for role in ROLES:
         command = f"{python} -P -m tasks.role {role}"
-        text += PROGRAM.format(name=role, command=command, priority=10, log=log)
+        text += PROGRAM.format(name=role, command=command, priority=10, seconds=3, log=log)
     path = Path(given.state_dir, SUPERVISORD_NAME)
     _write(path, text)
     return path
@@ -249,13 +224,6 @@ def _require_agreement(choices: Choices, given: Settings) -> None:
 
 def _redis_socket(given: Settings) -> str:
     return given.broker_url.removeprefix("redis+socket://").partition("?")[0]
-
-
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _write(path: Path, text: str) -> None:

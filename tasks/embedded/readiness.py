@@ -21,7 +21,7 @@ __all__ = ["require_free", "wait"]
 
 # Seconds until all must answer: a few are usual, tens on a host that is busy or just booted.
 START_SECONDS = 60.0
-# Seconds for the Redis of a supervisord that was killed to end (its programs end with it).
+# Seconds for the programs of a supervisord that was killed to end.
 END_SECONDS = 15.0
 # Seconds between two looks.
 PAUSE = 0.2
@@ -29,24 +29,27 @@ PAUSE = 0.2
 TAIL = 15
 
 
-def require_free(given: Settings) -> None:
+def require_free(given: Settings, supervision: Supervision) -> None:
     """Make sure that nobody else is where Redis and Flower are to be.
 
     :raises WorkFailed: a Redis that supervisord does not run answers on our socket.
     :raises InvalidSettings: Flower's port is taken.
     """
-    until = time.monotonic() + END_SECONDS
-    while _redis_answers(given):
+    until = time.monotonic() + (END_SECONDS if supervision.was_killed() else 0)
+    while _redis_answers(given) or _flower_answers(given):
         if time.monotonic() > until:
-            raise WorkFailed(
-                f"A Redis that is not ours already answers on {given.redis_url}.",
-                "Stop it, then run this again.",
-            )
+            break
         time.sleep(PAUSE)
+    if _redis_answers(given):
+        raise WorkFailed(
+            f"A Redis that is not ours already answers on {given.redis_url}.",
+            "Stop it, then run this again.",
+        )
     if _flower_answers(given):
         raise InvalidSettings(
             f"Port {given.flower_port} of {given.flower_address} is taken.",
-            "Choose another with --flower-port (later: flower_port in virtvault.toml).",
+            "Choose another: --flower-port at the first start, later flower_port in "
+            "virtvault.toml.",
         )
 
 
@@ -90,9 +93,18 @@ def _look(
         ours = [info for info in client.hosts() if info.host == given.host and info.alive]
         if not ours or (since and datetime.fromisoformat(ours[0].seen) < since):
             return "worker", []
-        return "", client.check(given.host)
+    except NotReachable:
+        return REDIS, []
+    try:
+        lines = client.check(given.host)
     except NotReachable:
         return "control", []
+    try:
+        # A domain that cannot be (libvirt refuses the name): an answer is all that is wanted.
+        client.points("/")
+    except NotReachable:
+        return "central", []
+    return "", lines
 
 
 def _redis_answers(given: Settings) -> bool:

@@ -42,6 +42,10 @@ class Supervision:
             return False
         return True
 
+    def was_killed(self) -> bool:
+        """Whether the last one left its socket behind; its programs end by themselves."""
+        return self._socket.exists() and not self.answers()
+
     def start(self, configuration: Path) -> None:
         """Start it in a session of its own: the end of our terminal is not its end."""
         log = log_dir(self._given) / "supervisord.out"

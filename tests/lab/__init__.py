@@ -5,6 +5,7 @@ from tests.lab.guest import DiskSpec, Guest, GuestWriteFailed
 from tests.lab.host import Hypervisor, accelerator
 from tests.lab.image import BootImage, boot_image
 from tests.lab.redis_server import RedisServer
+from tests.lab.stack import Stack
 
 __all__ = [
     "Guest",
@@ -13,6 +14,7 @@ __all__ = [
     "assert_same",
     "Hypervisor",
     "RedisServer",
+    "Stack",
     "accelerator",
     "boot_image",
     "BootImage",

@@ -34,7 +34,12 @@ class _Commands(click.Group):
             if wants_json:
                 name = type(error).__name__
                 output.error_document(name, error.format_message(), "", error.exit_code)
-            raise
+            mend = ""
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                click.echo(error.ctx.get_usage(), err=True)
+                mend = f"`{error.ctx.command_path} --help` shows the options."
+            output.show_error(error.format_message(), mend)
+            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             ctx.exit(130)
         except VirtvaultError as error:
