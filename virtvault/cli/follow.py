@@ -22,10 +22,10 @@ def finish(handle: Handle, what: str, *, detach: bool, as_json: bool) -> None:
     """
     again = f"virtvault task {handle.task_id}"
     if detach:
-        _detached(handle, f"The {what} runs as task {handle.task_id}.", again, as_json)
+        _detached(handle, f"The {what} is task {handle.task_id}.", again, as_json)
         return
-    on_host = f" on {handle.host}" if handle.host else ""
-    click.echo(f"{what}{on_host}, task {handle.task_id}", err=True)
+    named = what if handle.task_id in what else f"{what}, task {handle.task_id}"
+    click.echo(f"{named}, on {handle.host}" if handle.host else named, err=True)
     try:
         with progress_display() as display:
             result = handle.wait(on_progress=display)

@@ -21,6 +21,8 @@ __all__ = ["Lines", "progress_display"]
 
 # Seconds between two plain lines of the same phase: a log of hours stays readable.
 LINE_SECONDS = 2.0
+# States of a block job that explain why it does not get on; the others go without saying.
+UNUSUAL = {"paused", "standby", "aborting"}
 
 
 @contextmanager
@@ -97,13 +99,11 @@ def numbers(progress: Progress) -> str:
         f"{progress.percent:.1f} %",
         f"{size(progress.done)} of {size(progress.total)}",
     ]
-    if progress.rate > 0:
+    if progress.rate > 0 and progress.done < progress.total:
         parts.append(f"{size(progress.rate)}/s")
     if progress.eta >= 0 and progress.done < progress.total:
         parts.append(f"{duration(progress.eta)} left")
-    # A job's usual states go without saying.
-    odd = sorted({d.status for d in progress.disks} - {"running", "concluded", "pending"})
-    return ", ".join(parts + odd)
+    return ", ".join([*parts, *sorted({d.status for d in progress.disks} & UNUSUAL)])
 
 
 def _disk_numbers(disk: DiskProgress) -> str:
