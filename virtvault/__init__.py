@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from virtvault.client import Client, Handle
+from typing import TYPE_CHECKING, Any
+
 from virtvault.errors import VirtvaultError
 from virtvault.models import BackupRequest, BackupResult, Point, RestoreRequest, RestoreResult
+
+if TYPE_CHECKING:
+    from virtvault.client import Client, Handle
 
 __all__ = [
     "Client",
@@ -19,3 +23,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the client at first use: it brings Celery, which `virtvault --help` need not."""
+    if name in ("Client", "Handle"):
+        from virtvault import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

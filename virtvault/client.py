@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from virtvault import queues, runs, schemas
@@ -149,6 +150,11 @@ class Client:
                 f"No task {task_id} is known.", "`virtvault jobs` lists what is running."
             )
         task = run.task if run else meta.get("name", "")
+        if task not in RESULTS:
+            raise UnknownTask(
+                f"Task {task_id} is not a backup or restore of ours.",
+                "`virtvault jobs` lists what is running.",
+            )
         return Handle(self, task_id, task, run.host if run else "", None)
 
     # -- questions ----------------------------------------------------------------------------
@@ -189,8 +195,12 @@ class Client:
     def check(self, host: str = "") -> list[CheckLine]:
         """Test one or all living hypervisors: are they ready to back up?"""
         lines = []
-        for name in [host] if host else self._living():
-            lines += [schemas.load(CheckLine, item) for item in self._ask(name, queues.CHECK)]
+        hosts = [host] if host else self._living()
+        for name in hosts:
+            for item in self._ask(name, queues.CHECK):
+                line = schemas.load(CheckLine, item)
+                subject = f"{name}: {line.subject}" if len(hosts) > 1 else line.subject
+                lines.append(replace(line, subject=subject))
         return lines
 
     def jobs(self, host: str = "") -> list[JobInfo]:
@@ -404,7 +414,7 @@ class Handle:
         return schemas.load(Progress, json.loads(text)) if text else None
 
     def _outcome(self, meta: dict[str, Any]) -> BackupResult | RestoreResult:
-        return schemas.load(RESULTS[self._task or meta["name"]], _value(meta))
+        return schemas.load(RESULTS[self._task], _value(meta))
 
 
 _READY = ("SUCCESS", "FAILURE", "REVOKED")

@@ -115,7 +115,7 @@ def reachable() -> Iterator[None]:
         yield
     except (redis.RedisError, OperationalError, OSError) as error:
         raise NotReachable(
-            f"Redis does not answer: {error}.",
+            f"Redis does not answer: {str(error).rstrip('.')}.",
             "Start it (`virtvault up` on a single hypervisor), or mend broker_url.",
         ) from error
 

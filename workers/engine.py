@@ -74,8 +74,12 @@ class Ties:
         self._disks = disks or self._disks
         done = sum(d.done for d in self._disks)
         total = sum(d.total for d in self._disks)
-        self._samples.append((time.monotonic(), done))
-        (first_time, first), (last_time, last) = self._samples[0], self._samples[-1]
+        # Before the first look at the jobs nothing is known: a run that was taken up again does
+        # not begin at 0, and counting from there would show a rate that never was.
+        if self._disks:
+            self._samples.append((time.monotonic(), done))
+        first_time, first = self._samples[0] if self._samples else (0.0, 0)
+        last_time, last = self._samples[-1] if self._samples else (0.0, 0)
         rate = (last - first) / (last_time - first_time) if last_time > first_time else 0.0
         self.report(
             Progress(

@@ -72,6 +72,8 @@ def decide(
         return _full("first point of this disk in this repository")
     known = {point: name for point, name in candidates.items() if point in parents}
     if not known:
+        if candidates:
+            return _full(f"the bitmap counts from point {max(candidates)}, which is not there")
         if not disk.persistent:
             return _full(
                 f"no bitmap since the last point: on {disk.format} disks bitmaps live in QEMU's "

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from virtvault.errors import UnknownPoint, UnknownTask, VirtvaultError
 from virtvault.models import CheckLine, DiskInfo, JobInfo, Point
@@ -79,12 +80,12 @@ def cancel(engine: Engine, task_id: str) -> str:
 
 def pause(engine: Engine, task_id: str) -> str:
     """Pause a run's block jobs."""
-    return _each(engine, task_id, "job-pause", "paused")
+    return _each(engine, task_id, "job-pause", "running", "paused")
 
 
 def resume(engine: Engine, task_id: str) -> str:
     """Resume a run's block jobs."""
-    return _each(engine, task_id, "job-resume", "running again")
+    return _each(engine, task_id, "job-resume", "paused", "running again")
 
 
 def find_point(engine: Engine, point: str) -> Point | None:
@@ -189,7 +190,11 @@ def _repository(engine: Engine, name: str) -> CheckLine:
     return CheckLine(subject, verdict, f"{repository.path}, {free / 2**30:.1f} GiB free", mend)
 
 
-def _each(engine: Engine, task_id: str, command: str, done: str) -> str:
+def _each(engine: Engine, task_id: str, command: str, status: str, done: str) -> str:
+    """Run a job command on the run's jobs in that status.
+
+    One that has copied its part is ``waiting`` for the others of its group and takes none.
+    """
     run = engine.journal.read(task_id)
     if run is None:
         raise UnknownTask(
@@ -198,19 +203,20 @@ def _each(engine: Engine, task_id: str, command: str, done: str) -> str:
         )
     with _monitor(engine, run) as monitor:
         count = 0
-        for job in _of_run(monitor, run):
-            monitor.execute(command, id=job)
-            count += 1
+        for job, entry in _of_run(monitor, run).items():
+            if entry["status"] == status:
+                monitor.execute(command, id=job)
+                count += 1
     return f"{count} block job(s) of task {task_id} are {done}."
 
 
-def _of_run(monitor: Monitor, run: Run) -> list[str]:
-    """The ids of a run's jobs that have not concluded."""
-    return [
-        job
+def _of_run(monitor: Monitor, run: Run) -> dict[str, dict[str, Any]]:
+    """A run's jobs that have not concluded, by id."""
+    return {
+        job: entry
         for job, entry in jobs.listed(monitor).items()
         if job.startswith(f"virtvault-{tag_of(run.task_id)}-") and entry["status"] != "concluded"
-    ]
+    }
 
 
 @contextmanager

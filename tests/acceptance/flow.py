@@ -82,7 +82,8 @@ class Flow:
         )
         if done.returncode:
             raise CommandFailed(
-                f"virtvault {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+                f"virtvault {' '.join(arguments)}: exit {done.returncode}\n"
+                f"{done.stdout}{done.stderr}"
             )
         return done.stdout
 

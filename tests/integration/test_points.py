@@ -1,12 +1,825 @@
-from tests.integration.conftest import MIB
-from tests.lab import DiskSpec
+"""Points equal what the guest's disks were at their instant, whatever happens between them.
 
-def test_x(boot, points):
-    guest = boot(DiskSpec("vda", "qcow2", 64*MIB))
-    p = points(guest)
-    guest.qemu_io("vda", "write -P 1 1M 4M")
-    p.take()
-    guest.qemu_io("vda", "write -P 2 1M 64k")
-    r, = [p.take()]
-    print(r)
-    p.prove_all()
+Every test writes through the guest's own devices and compares each point, byte for byte, with a
+copy of the disk made at the same instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import libvirt
+import pytest
+
+from tests.integration.conftest import MIB, Points, with_settings
+from tests.lab import DiskSpec, Guest, assert_same
+from virtvault.models import BackupRequest, BackupResult, Point, PointDisk, Progress
+from virtvault.settings import RepositorySettings
+from workers.backup import backup
+from workers.engine import Engine, Ties, tag_of
+from workers.plan import BITMAP_PREFIX
+
+Boot = Callable[..., Guest]
+TakePoints = Callable[[Guest], Points]
+
+VDA = DiskSpec("vda", "qcow2", 64 * MIB)
+VDB_RAW = DiskSpec("vdb", "raw", 64 * MIB)
+
+# -- what the other integration tests use too ------------------------------------------------------
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    """Wait for a condition; TimeoutError where it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"gave up waiting for {what}")
+        time.sleep(0.01)
+
+
+class Running:
+    """A backup in a thread of its own; its jobs crawl (1 MiB/s) until :meth:`hurry`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        guest: Guest,
+        *,
+        task_id: str = "",
+        speed: int = MIB,
+        report: Callable[[Progress], None] = lambda _: None,
+        **request: Any,
+    ) -> None:
+        self.engine = engine
+        self.guest = guest
+        self.task_id = task_id or uuid.uuid4().hex
+        self.tag = tag_of(self.task_id)
+        self.stopping = threading.Event()
+        self.copying = threading.Event()
+        self._request = BackupRequest(domain=guest.domain.name(), speed=speed, **request)
+        self._report = report
+        self._result: BackupResult | None = None
+        self._raised: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="backup under test")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        until(lambda: self.copying.is_set() or not self._thread.is_alive(), "the jobs to start")
+        if not self.copying.is_set():
+            self.result()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._thread.is_alive():
+            self.engine.journal.wishes(self.task_id).touch()
+            self._thread.join(30)
+            assert not self._thread.is_alive()
+
+    def hurry(self) -> None:
+        """Take the speed limit off."""
+        for target in self.guest.disks:
+            if f"virtvault-{self.tag}-{target}" in block_jobs(self.guest):
+                self.guest.qmp(
+                    "block-job-set-speed", device=f"virtvault-{self.tag}-{target}", speed=0
+                )
+
+    def result(self, seconds: float = 60.0) -> BackupResult:
+        """What the backup returned; raises what it raised."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "the backup does not end"
+        if self._raised is not None:
+            raise self._raised
+        assert self._result is not None
+        return self._result
+
+    def raised(self, seconds: float = 60.0) -> BaseException:
+        """What the backup raised."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "the backup does not end"
+        assert self._raised is not None, f"it succeeded: {self._result}"
+        return self._raised
+
+    def export_pid(self, target: str, which: str) -> int:
+        """The qemu-nbd of a disk's target (``t``) or scratch (``s``)."""
+        runtime = Path(self.engine.settings.runtime_dir)
+        return int((runtime / self.tag / f"{target}.{which}.pid").read_text())
+
+    def _run(self) -> None:
+        ties = Ties(self.task_id, self._see, self.stopping.is_set)
+        try:
+            self._result = backup(self.engine, self._request, ties)
+        except BaseException as error:
+            self._raised = error
+
+    def _see(self, progress: Progress) -> None:
+        if progress.phase == "copying" and progress.disks:
+            self.copying.set()
+        self._report(progress)
+
+
+def block_jobs(guest: Guest) -> dict[str, dict[str, Any]]:
+    return {job["device"]: job for job in guest.qmp("query-block-jobs")}
+
+
+def bitmaps(guest: Guest) -> dict[str, dict[str, Any]]:
+    """Every named bitmap in QEMU by ``node/name``; each bitmap hangs on one node."""
+    return {
+        f"{node['node-name']}/{bitmap['name']}": bitmap
+        for node in guest.qmp("query-named-block-nodes", flat=True)
+        for bitmap in node.get("dirty-bitmaps", ())
+        if "name" in bitmap
+    }
+
+
+def nodes(guest: Guest) -> set[str]:
+    return {node["node-name"] for node in guest.qmp("query-named-block-nodes", flat=True)}
+
+
+def node_of(guest: Guest, target: str) -> str:
+    """The node the guest's device is attached to."""
+    device = guest._monitor.qdev(target)
+    for block in guest.qmp("query-block"):
+        if block.get("qdev") == device:
+            return str(block["inserted"]["node-name"])
+    raise KeyError(target)
+
+
+def processes(text: str) -> list[str]:
+    """Command lines that hold ``text``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line:
+            found.append(line)
+    return found
+
+
+def files(*directories: str | Path) -> list[str]:
+    return sorted(str(p) for d in directories for p in Path(d).rglob("*") if p.is_file())
+
+
+def committed(engine: Engine, repository: str = "main") -> list[str]:
+    """Every file in the repository but the one that holds its identity, with its length."""
+    root = Path(engine.settings.repositories[repository].path)
+    return [
+        f"{path} {Path(path).stat().st_size}"
+        for path in files(root)
+        if Path(path).name != "repository.json"
+    ]
+
+
+def assert_nothing_remains(engine: Engine, guest: Guest) -> None:
+    """No node, job, process, file or journal of ours is left anywhere."""
+    if guest.is_active():
+        assert not {n for n in nodes(guest) if n.startswith("vv")}
+        assert not block_jobs(guest)
+        for target in guest.disks:
+            assert not node_of(guest, target).startswith("vv")
+    runtime = engine.settings.runtime_dir
+    # The pause guard says its last words a moment after the backup's end.
+    until(lambda: not processes(f"{runtime}/"), f"no process on {runtime}", 5)
+    assert files(runtime, engine.settings.scratch, f"{engine.settings.state_dir}/runs") == []
+    for repository in engine.settings.repositories.values():
+        assert not list(Path(repository.path).rglob("*.partial*"))
+
+
+def assert_one_bitmap_per_disk(guest: Guest, result: BackupResult) -> None:
+    """Each disk of the point has exactly one bitmap of ours: the one that counts from it."""
+    ours = [name for name in bitmaps(guest) if f"/{BITMAP_PREFIX}" in name]
+    assert sorted(ours) == sorted(
+        f"{node_of(guest, disk.target)}/{disk.bitmap}" for disk in result.disks
+    )
+    assert all(bitmaps(guest)[name]["recording"] for name in ours)
+
+
+def disk_of(point: BackupResult | Point, target: str) -> PointDisk:
+    return next(disk for disk in point.disks if disk.target == target)
+
+
+def syncs(result: BackupResult) -> dict[str, str]:
+    return {disk.target: disk.sync for disk in result.disks}
+
+
+def image_of(engine: Engine, result: BackupResult, target: str = "vda") -> Path:
+    root = Path(engine.settings.repositories[result.repository].path)
+    return root / result.uuid / result.point / f"{target}.qcow2"
+
+
+def give_new_content(guest: Guest, value: int, targets: Iterable[str] = ()) -> None:
+    """Overwrite 1 MiB at 2 MiB and a bit at 8 MiB + 512 of each disk."""
+    for target in targets or guest.disks:
+        guest.qemu_io(target, f"write -P {value} 2M 1M")
+        guest.qemu_io(target, f"write -P {value} {8 * MIB + 512} 512")
+
+
+# -- a chain ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", [0, 3 * 512], ids=["whole", "odd"])
+def test_full_and_three_incrementals_of_all_kinds_of_disks_equal_the_disks_at_their_instant(
+    boot: Boot, points: TakePoints, engine: Engine, odd: int
+) -> None:
+    size = 64 * MIB + odd
+    guest = boot(
+        DiskSpec("vda", "qcow2", size),
+        DiskSpec("vdb", "raw", size, iothread=True),
+        DiskSpec("sda", "qcow2", size, bus="scsi"),
+        DiskSpec("sdb", "raw", size, bus="sata"),
+    )
+    chain = points(guest)
+    choice = random.Random(7)
+    for number in range(4):
+        for target in guest.disks:
+            change(guest, target, size, choice, number)
+        result = chain.take()
+        assert set(syncs(result).values()) == {"incremental" if number else "full"}
+        assert [disk.virtual_size for disk in result.disks] == [size] * 4
+        assert result.isolated
+        assert_one_bitmap_per_disk(guest, result)
+        assert_nothing_remains(engine, guest)
+    chain.prove_all()
+
+
+def change(guest: Guest, target: str, size: int, choice: random.Random, number: int) -> None:
+    """New data, overwrites, zeroes and discards over what earlier rounds wrote, the very end."""
+    if number == 0:
+        guest.qemu_io(target, "write -P 0xee 4M 16M")
+    for _ in range(4):
+        at = choice.randrange(4 * MIB, 20 * MIB, 512)
+        guest.qemu_io(target, f"write -P {choice.randrange(1, 255)} {at} {512 * 77}")
+    at = choice.randrange(4 * MIB, 19 * MIB, 512)
+    guest.qemu_io(target, f"write -z {at} 512")
+    guest.qemu_io(target, f"write -z {4 * MIB + number * MIB} 192k")
+    guest.qemu_io(target, f"discard {9 * MIB + number * MIB} 256k")
+    guest.qemu_io(target, f"write -P {number + 1} {size - 512} 512")
+    if number == 2:
+        guest.qemu_io(target, f"write -z {size - 512} 512")
+
+
+def test_an_unchanged_disk_costs_an_incremental_nothing(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    chain.take()
+    result = chain.take()
+    assert (disk_of(result, "vda").sync, disk_of(result, "vda").transferred) == ("incremental", 0)
+    chain.prove_all()
+
+
+def test_a_full_that_is_asked_for_is_one_and_the_chain_goes_on_from_it(
+    boot: Boot, points: TakePoints
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    chain.take()
+    give_new_content(guest, 2)
+    full = chain.take(sync="full")
+    give_new_content(guest, 3)
+    after = chain.take(sync="incremental")
+    assert (disk_of(full, "vda").sync, disk_of(full, "vda").reason) == ("full", "")
+    assert disk_of(after, "vda").parent == full.point
+    chain.prove_all()
+
+
+def test_a_running_guest_is_backed_up_like_a_paused_one_and_runs_on(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA, VDB_RAW)
+    guest.resume()
+    chain = points(guest)
+    for value in (1, 2):
+        give_new_content(guest, value)
+        result = chain.back_up()
+        assert guest.qmp("query-status")["running"]
+        guest.suspend()
+        for target, spec in guest.disks.items():
+            reference = guest.reference(target, chain.directory / f"ref-{value}-{target}")
+            assert_same(image_of(engine, result, target), "qcow2", reference, spec.format)
+        guest.resume()
+        assert 0 < result.paused_ms < 1000
+    assert set(syncs(result).values()) == {"incremental"}
+    assert_one_bitmap_per_disk(guest, result)
+    assert_nothing_remains(engine, guest)
+
+
+def test_writes_during_the_copy_are_in_the_next_point_and_not_in_this_one(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA, VDB_RAW)
+    chain = points(guest)
+    for target in guest.disks:
+        guest.qemu_io(target, "write -P 1 0 24M")
+    references = {t: guest.reference(t, chain.directory / f"during-{t}") for t in guest.disks}
+    with Running(engine, guest) as running:
+        for target in guest.disks:
+            # Copied already or not, data, zeroes and discards.
+            guest.qemu_io(target, "write -P 2 0 128k")
+            guest.qemu_io(target, "write -P 3 20M 3M")
+            guest.qemu_io(target, "write -z 16M 1M")
+            guest.qemu_io(target, "discard 18M 1M")
+            guest.qemu_io(target, f"write -P 4 {64 * MIB - 512} 512")
+        running.hurry()
+        result = running.result()
+    chain.taken.append((result, references))
+    after = chain.take()
+    assert set(syncs(after).values()) == {"incremental"}
+    chain.prove_all()
+    assert_one_bitmap_per_disk(guest, after)
+    assert_nothing_remains(engine, guest)
+
+
+def test_writes_during_an_incremental_are_in_the_next_point_and_not_in_this_one(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    guest.qemu_io("vda", "write -P 1 0 16M")
+    chain.take()
+    guest.qemu_io("vda", "write -P 2 4M 8M")
+    reference = guest.reference("vda", chain.directory / "during")
+    with Running(engine, guest) as running:
+        guest.qemu_io("vda", "write -P 3 3M 1M")
+        guest.qemu_io("vda", "write -P 4 10M 4M")
+        running.hurry()
+        result = running.result()
+    assert disk_of(result, "vda").sync == "incremental"
+    chain.taken.append((result, {"vda": reference}))
+    chain.take()
+    chain.prove_all()
+
+
+# -- why a full ------------------------------------------------------------------------------------
+
+
+def test_a_clean_power_cycle_keeps_qcow2_incremental_and_raw_falls_back_with_the_reason(
+    boot: Boot, points: TakePoints
+) -> None:
+    guest = boot(VDA, VDB_RAW)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    assert {d.target: d.persistent for d in chain.take().disks} == {"vda": True, "vdb": False}
+    give_new_content(guest, 2)
+    guest.shutdown_clean()
+    guest.start()
+    guest.qemu_io("vda", "write -P 3 7M 64k")
+    result = chain.take()
+    assert syncs(result) == {"vda": "incremental", "vdb": "full"}
+    assert "on raw disks bitmaps live in QEMU's memory" in disk_of(result, "vdb").reason
+    chain.prove_all()
+
+
+def test_after_qemu_was_killed_a_full_follows_with_the_reason(
+    boot: Boot, points: TakePoints
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    chain.take()
+    guest.kill_qemu()
+    guest.start()
+    give_new_content(guest, 2)
+    never_stored = chain.take(sync="incremental")
+    assert disk_of(never_stored, "vda").sync == "full"
+    assert "QEMU was killed" in disk_of(never_stored, "vda").reason
+    # Once stored and opened again it is on disk, marked in use.
+    guest.shutdown_clean()
+    guest.start()
+    give_new_content(guest, 3)
+    guest.kill_qemu()
+    guest.start()
+    inconsistent = chain.take()
+    assert disk_of(inconsistent, "vda").sync == "full"
+    assert "inconsistent" in disk_of(inconsistent, "vda").reason
+    assert_one_bitmap_per_disk(guest, inconsistent)
+    chain.take()
+    chain.prove_all()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("block-dirty-bitmap-remove", "somebody removed it"),
+        ("block-dirty-bitmap-disable", "disabled by somebody and has missed writes"),
+    ],
+)
+def test_a_bitmap_somebody_tampered_with_is_not_trusted(
+    boot: Boot, points: TakePoints, command: str, reason: str
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    before = chain.take()
+    guest.qmp(command, node=node_of(guest, "vda"), name=disk_of(before, "vda").bitmap)
+    give_new_content(guest, 2)
+    result = chain.take()
+    assert disk_of(result, "vda").sync == "full"
+    assert reason in disk_of(result, "vda").reason
+    assert_one_bitmap_per_disk(guest, result)
+    chain.prove_all()
+
+
+def test_a_resized_disk_gets_a_full_of_its_new_size(boot: Boot, points: TakePoints) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    chain.take()
+    guest.domain.blockResize("vda", 80 * MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    guest.qemu_io("vda", f"write -P 9 {79 * MIB} 64k")
+    result = chain.take()
+    assert disk_of(result, "vda").sync == "full"
+    assert disk_of(result, "vda").virtual_size == 80 * MIB
+    assert f"resized from {64 * MIB} to {80 * MIB}" in disk_of(result, "vda").reason
+    assert disk_of(chain.take(), "vda").sync == "incremental"
+    chain.prove_all()
+
+
+def test_nothing_builds_on_an_image_that_is_missing_or_cut(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    first = chain.take()
+    give_new_content(guest, 2)
+    chain.take()
+    image = image_of(engine, first)
+    hidden = image.rename(image.with_suffix(".hidden"))
+    give_new_content(guest, 3)
+    result = chain.take(sync="incremental")
+    assert disk_of(result, "vda").sync == "full"
+    assert f"needs {image}, which is not there" in disk_of(result, "vda").reason
+    hidden.rename(image)
+
+    own = image_of(engine, result)
+    length = own.stat().st_size
+    content = own.read_bytes()
+    os.truncate(own, length - 512)
+    give_new_content(guest, 4)
+    result = chain.take()
+    assert disk_of(result, "vda").sync == "full"
+    assert f"{length - 512} bytes long and not {length}" in disk_of(result, "vda").reason
+    own.write_bytes(content)
+    chain.prove_all()
+
+
+def test_where_the_newest_point_was_removed_the_reason_says_so(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    chain.take()
+    newest = chain.take()
+    shutil.rmtree(image_of(engine, newest).parent)
+    chain.taken.pop()
+    give_new_content(guest, 2)
+    result = chain.take()
+    assert disk_of(result, "vda").sync == "full"
+    assert newest.point in disk_of(result, "vda").reason
+    chain.prove_all()
+
+
+def test_a_damaged_manifest_takes_its_point_out_of_the_chain(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    give_new_content(guest, 1)
+    first = chain.take()
+    manifest = image_of(engine, first).with_name("manifest.json")
+    manifest.write_text(manifest.read_text()[:-100])
+    give_new_content(guest, 2)
+    result = chain.take()
+    assert disk_of(result, "vda").sync == "full"
+    chain.prove_all()
+
+
+# -- what others do to the disk --------------------------------------------------------------------
+
+
+def flat_copy(guest: Guest, target: str, overlay: Path, destination: Path) -> Path:
+    """The disk's content as seen through an overlay that was put over its image."""
+    guest.qemu_io(target, "flush")
+    subprocess.run(
+        ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "qcow2", overlay, destination],
+        check=True,
+    )
+    return destination
+
+
+def snapshot(guest: Guest, target: str, overlay: Path) -> None:
+    """An external snapshot by libvirt."""
+    guest.domain.snapshotCreateXML(
+        f"<domainsnapshot><disks><disk name='{target}' snapshot='external'>"
+        f"<source file='{overlay}'/></disk></disks></domainsnapshot>",
+        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA,
+    )
+
+
+def test_an_external_snapshot_by_libvirt_between_points_loses_no_write(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    guest.qemu_io("vda", "write -P 1 0 8M")
+    chain.take()
+    guest.qemu_io("vda", "write -P 2 1M 1M")  # only in the base's bitmap
+    overlay = guest.directory / f"{guest.name}-overlay"
+    snapshot(guest, "vda", overlay)
+    guest.qemu_io("vda", "write -P 3 4M 1M")  # only in the overlay's
+    guest.qemu_io("vda", "write -z 6M 1M")
+    for number in range(2):
+        reference = flat_copy(guest, "vda", overlay, chain.directory / f"flat-{number}")
+        result = chain.back_up()
+        assert disk_of(result, "vda").sync == "incremental", disk_of(result, "vda").reason
+        assert_same(image_of(engine, result), "qcow2", reference, "qcow2")
+        assert disk_of(result, "vda").source == str(overlay)
+        guest.qemu_io("vda", "write -P 5 5M 64k")
+    assert_nothing_remains(engine, guest)
+    chain.prove_all()
+
+
+def test_a_snapshot_that_is_committed_back_loses_no_write(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    guest.qemu_io("vda", "write -P 1 0 8M")
+    chain.take()
+    guest.qemu_io("vda", "write -P 2 1M 1M")
+    snapshot(guest, "vda", guest.directory / f"{guest.name}-overlay")
+    guest.qemu_io("vda", "write -P 3 4M 1M")
+    guest.domain.blockCommit(
+        "vda",
+        None,
+        None,
+        0,
+        libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE,
+    )
+    until(lambda: [job["ready"] for job in block_jobs(guest).values()] == [True], "the commit job")
+    until(lambda: guest.domain.blockJobInfo("vda", 0)["cur"] > 0, "libvirt to see it")
+    until(lambda: pivoted(guest), "the pivot")
+    guest.qemu_io("vda", "write -P 4 6M 64k")
+    chain.take()
+    chain.take()
+    chain.prove_all()
+    assert_nothing_remains(engine, guest)
+
+
+def pivoted(guest: Guest) -> bool:
+    """Ask for the pivot; libvirt accepts it only after it has heard that the job is ready."""
+    try:
+        guest.domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    except libvirt.libvirtError:
+        return not block_jobs(guest)
+    return True
+
+
+def test_a_snapshot_without_our_bitmap_leads_to_a_full(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    guest.qemu_io("vda", "write -P 1 0 8M")
+    chain.take()
+    guest.qemu_io("vda", "write -P 2 1M 1M")
+    overlay = guest.directory / f"{guest.name}-overlay"
+    guest.qmp(
+        "blockdev-snapshot-sync",
+        **{
+            "node-name": node_of(guest, "vda"),
+            "snapshot-file": str(overlay),
+            "snapshot-node-name": "somebodys-overlay",
+            "format": "qcow2",
+        },
+    )
+    guest.qemu_io("vda", "write -P 3 4M 1M")
+    reference = flat_copy(guest, "vda", overlay, chain.directory / "flat")
+    result = chain.back_up()
+    assert disk_of(result, "vda").sync == "full"
+    assert f"image {overlay} has no bitmap since the point" in disk_of(result, "vda").reason
+    assert_same(image_of(engine, result), "qcow2", reference, "qcow2")
+    guest.qemu_io("vda", "write -P 4 5M 64k")
+    reference = flat_copy(guest, "vda", overlay, chain.directory / "flat-2")
+    after = chain.back_up()
+    assert disk_of(after, "vda").sync == "incremental"
+    assert_same(image_of(engine, after), "qcow2", reference, "qcow2")
+    chain.prove_all()
+
+
+def test_a_snapshot_during_the_copy_changes_neither_this_point_nor_the_next(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    guest.qemu_io("vda", "write -P 1 0 8M")
+    chain.take()
+    guest.qemu_io("vda", "write -P 2 0 6M")
+    reference = guest.reference("vda", chain.directory / "during")
+    overlay = guest.directory / f"{guest.name}-overlay"
+    with Running(engine, guest) as running:
+        guest.qemu_io("vda", "write -P 3 5M 1M")
+        snapshot(guest, "vda", overlay)
+        guest.qemu_io("vda", "write -P 4 4M 512k")
+        running.hurry()
+        result = running.result()
+    chain.taken.append((result, {"vda": reference}))
+    assert_nothing_remains(engine, guest)
+    guest.qemu_io("vda", "write -P 5 7M 64k")
+    flat = flat_copy(guest, "vda", overlay, chain.directory / "flat")
+    after = chain.back_up()
+    assert_same(image_of(engine, after), "qcow2", flat, "qcow2")
+    chain.prove_all()
+
+
+def test_bitmaps_of_others_are_left_as_they_are(boot: Boot, points: TakePoints) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    node = node_of(guest, "vda")
+    guest.domain.checkpointCreateXML(
+        "<domaincheckpoint><name>libvirts</name></domaincheckpoint>", 0
+    )
+    guest.qmp("block-dirty-bitmap-add", node=node, name="users", persistent=True)
+    guest.qmp("block-dirty-bitmap-add", node=node, name="resting", disabled=True)
+    # Another repository's, or another host's, of a point this one does not know.
+    alien = f"{BITMAP_PREFIX}01234567.20200101T000000Z-01234567"
+    guest.qmp("block-dirty-bitmap-add", node=node, name=alien)
+    guest.qemu_io("vda", "write -P 1 0 1M")
+    before = others(guest)
+    assert len(before) == 4
+    chain.take()
+    chain.take()
+    assert others(guest) == before
+    guest.qemu_io("vda", "write -P 2 4M 64k")
+    chain.take()
+    counts = {name: bitmap["count"] for name, bitmap in others(guest).items()}
+    assert counts == {
+        name: bitmap["count"] + (0 if name.endswith("resting") else 65536)
+        for name, bitmap in before.items()
+    }
+    chain.prove_all()
+
+
+def others(guest: Guest) -> dict[str, dict[str, Any]]:
+    known = ("libvirts", "users", "resting", "01234567.20200101T000000Z-01234567")
+    return {name: b for name, b in bitmaps(guest).items() if name.endswith(known)}
+
+
+# -- disks and repositories ------------------------------------------------------------------------
+
+
+def test_a_disk_that_was_left_out_goes_on_from_its_own_parent(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(VDA, DiskSpec("vdb", "qcow2", 64 * MIB))
+    chain = points(guest)
+    give_new_content(guest, 1)
+    both = chain.take()
+    give_new_content(guest, 2)
+    only = chain.take(disks=("vda",))
+    assert (list(syncs(only)), only.skipped) == (["vda"], {"vdb": "not asked for"})
+    give_new_content(guest, 3)
+    result = chain.take()
+    assert syncs(result) == {"vda": "incremental", "vdb": "incremental"}
+    parents = {disk.target: disk.parent for disk in result.disks}
+    assert parents == {"vda": only.point, "vdb": both.point}
+    assert_one_bitmap_per_disk(guest, result)
+    assert_nothing_remains(engine, guest)
+    chain.prove_all()
+
+
+def test_two_repositories_have_chains_of_their_own(
+    boot: Boot, points: TakePoints, engine: Engine, workdir: Path
+) -> None:
+    guest = boot(VDA)
+    (workdir / "other").mkdir()
+    repositories = {
+        **engine.settings.repositories,
+        "other": RepositorySettings("other", str(workdir / "other")),
+    }
+    both = with_settings(engine, repositories=repositories, default_repository="main")
+    taken: list[tuple[BackupResult, Path]] = []
+    for number, repository in enumerate(("main", "other", "main", "main", "other")):
+        give_new_content(guest, number + 1)
+        guest.qemu_io("vda", f"write -P {number + 1} {20 + number}M 64k")
+        reference = guest.reference("vda", workdir / f"ref-{number}")
+        request = BackupRequest(domain=guest.name, repository=repository)
+        taken.append((backup(both, request, Ties(uuid.uuid4().hex)), reference))
+    results = [result for result, _ in taken]
+    parents = [disk_of(result, "vda").parent for result in results]
+    assert parents == ["", "", results[0].point, results[2].point, results[1].point]
+    for result, reference in taken:
+        assert_same(image_of(both, result), "qcow2", reference, "qcow2")
+    ours = {name.partition("/")[2] for name in bitmaps(guest)}
+    assert ours == {disk_of(results[3], "vda").bitmap, disk_of(results[4], "vda").bitmap}
+
+
+def test_disks_that_cannot_be_backed_up_are_skipped_and_said_so(
+    boot: Boot, points: TakePoints, engine: Engine, workdir: Path
+) -> None:
+    for name in ("cd.iso", "fixed.img"):
+        (workdir / name).write_bytes(bytes(MIB))
+        (workdir / name).chmod(0o644)
+    guest = boot(
+        VDA,
+        extra_devices=f"""
+        <disk type='file' device='cdrom'><driver name='qemu' type='raw'/>
+          <source file='{workdir}/cd.iso'/><target dev='sdx' bus='sata'/><readonly/></disk>
+        <disk type='file' device='cdrom'><target dev='sdy' bus='sata'/><readonly/></disk>
+        <disk type='file' device='disk'><driver name='qemu' type='raw'/>
+          <source file='{workdir}/fixed.img'/><target dev='vdz' bus='virtio'/><readonly/></disk>
+        """,
+    )
+    chain = points(guest)
+    result = chain.take()
+    assert list(syncs(result)) == ["vda"]
+    assert result.skipped == {
+        "sdx": "cdrom drive",
+        "sdy": "cdrom drive, empty",
+        "vdz": "read-only",
+    }
+    assert_nothing_remains(engine, guest)
+    chain.prove_all()
+
+
+def test_stock_tools_open_every_point_even_after_the_repository_was_moved(
+    boot: Boot, points: TakePoints, engine: Engine, workdir: Path
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    for value in (1, 2):
+        give_new_content(guest, value)
+        chain.take()
+    (first, _), (second, references) = chain.taken
+    moved = (workdir / "repo").rename(workdir / "elsewhere") / second.uuid
+    try:
+        image = moved / second.point / "vda.qcow2"
+        info = json.loads(qemu_img("info", "--output=json", image))
+        assert info["backing-filename"] == f"../{first.point}/vda.qcow2"
+        assert info["backing-filename-format"] == "qcow2"
+        assert info["virtual-size"] == 64 * MIB
+        qemu_img("check", "-q", image)
+        assert_same(image, "qcow2", references["vda"], "qcow2")
+        assert (moved / second.point / "domain.xml").read_text().startswith("<domain")
+        full = json.loads(qemu_img("info", "--output=json", moved / first.point / "vda.qcow2"))
+        assert "backing-filename" not in full
+    finally:
+        (workdir / "elsewhere").rename(workdir / "repo")
+
+
+def test_compressed_points_equal_the_disk_too(
+    boot: Boot, engine: Engine, points: TakePoints
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    chain.engine = with_settings(engine, compression="zstd")
+    guest.qemu_io("vda", "write -P 1 0 8M")
+    full = chain.take()
+    give_new_content(guest, 2)
+    guest.qemu_io("vda", "write -z 4M 1M")
+    assert disk_of(chain.take(), "vda").sync == "incremental"
+    assert disk_of(full, "vda").stored < MIB
+    chain.prove_all()
+    assert_nothing_remains(engine, guest)
+
+
+def test_the_same_task_delivered_again_gives_the_point_it_made(boot: Boot, engine: Engine) -> None:
+    guest = boot(VDA)
+    give_new_content(guest, 1)
+    request = BackupRequest(domain=guest.name)
+    task = uuid.uuid4().hex
+    first = backup(engine, request, Ties(task))
+    listing = committed(engine)
+    again = backup(engine, request, Ties(task))
+    assert replace(again, job_seconds=first.job_seconds) == first
+    assert committed(engine) == listing
+
+
+def qemu_img(*arguments: str | Path) -> str:
+    return subprocess.run(
+        ["qemu-img", *arguments], check=True, capture_output=True, text=True
+    ).stdout

@@ -37,7 +37,8 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
 
     bars = Bars(
         TextColumn("{task.fields[label]}", markup=False),
-        BarColumn(bar_width=30),
+        # Takes what width is left: the numbers matter more.
+        BarColumn(bar_width=None),
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(file=sys.stderr),
         # Gone at the end: the result says it all.
@@ -86,8 +87,9 @@ class _Live:
                 self._disks[disk.target] = self._bars.add_task("", label="", note="")
             self._bars.update(
                 self._disks[disk.target],
-                total=disk.total or None,
-                completed=disk.done,
+                # An unchanged disk has nothing to do, and that is all of it.
+                total=disk.total or 1,
+                completed=disk.done if disk.total else 1,
                 label=f"  {disk.target}",
                 note=_disk_numbers(disk),
             )
@@ -107,5 +109,7 @@ def numbers(progress: Progress) -> str:
 
 
 def _disk_numbers(disk: DiskProgress) -> str:
-    percent = min(100.0, 100.0 * disk.done / disk.total) if disk.total else 0.0
+    if not disk.total:
+        return f"nothing to copy, {disk.status}"
+    percent = min(100.0, 100.0 * disk.done / disk.total)
     return f"{percent:.1f} %, {size(disk.done)} of {size(disk.total)}, {disk.status}"
