@@ -14,7 +14,7 @@ from virtvault import queues
 from virtvault.celery_app import shared_settings
 from virtvault.settings import Settings
 
-__all__ = ["central_app", "control_app", "hypervisor_app"]
+__all__ = ["central_app", "consume", "control_app", "hypervisor_app"]
 
 
 def hypervisor_app(settings: Settings) -> Celery:
@@ -66,3 +66,18 @@ def _consumer(settings: Settings, queue: str, threads: int) -> Celery:
         },
     )
     return app
+
+
+def consume(app: Celery, role: str, given: Settings) -> None:
+    """Run a role's consumer until it is told to stop."""
+    app.worker_main(
+        [
+            "worker",
+            f"--hostname={role}@{given.host}",
+            "--loglevel=INFO",
+            # Few connections and no storm at start: hosts have nothing to tell each other.
+            "--without-mingle",
+            "--without-gossip",
+            "--heartbeat-interval=30",
+        ]
+    )

@@ -131,7 +131,9 @@ def _sender(app: Celery) -> Iterator[Callable[[Progress, RunRecord, str, str], N
         try:
             if "dispatcher" not in state:
                 state["connection"] = app.connection_for_write(connect_timeout=5)
-                state["dispatcher"] = app.events.Dispatcher(state["connection"])
+                state["dispatcher"] = app.events.Dispatcher(
+                    state["connection"], hostname=f"worker@{host}"
+                )
             state["dispatcher"].send(
                 "task-progress",
                 uuid=run.task_id,

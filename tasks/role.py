@@ -1,37 +1,22 @@
 """``python -P -m tasks.role ROLE``: one role in the foreground.
 
-Nothing is opened before the role's process is the one that uses it.
+Each role is imported when it is the one to run: central, beat and Flower need no libvirt, a
+hypervisor needs no database. Nothing is opened before the process is the one that uses it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-import threading
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import redis
-from celery import Celery, signals
-
-from tasks import central, control, work
-from tasks.app import central_app, control_app, hypervisor_app
-from tasks.spool import Spool
-from virtvault import queues, runs, schemas, settings
+from tasks.app import central_app, consume
+from virtvault import runs, settings
 from virtvault.errors import VirtvaultError
-from virtvault.models import DomainInfo
 from virtvault.settings import Settings
-from workers import recovery
-from workers.engine import Engine, now
-from workers.journal import Run
 
 __all__ = ["main"]
-
-log = logging.getLogger(__name__)
-
-# Seconds between two signs of life of a hypervisor; three missed and it counts as gone.
-HEARTBEAT = 5
 
 
 def main() -> None:
@@ -57,50 +42,32 @@ def main() -> None:
 
 def run_worker(given: Settings) -> None:
     """A hypervisor's long work."""
-    app, engine, client = hypervisor_app(given), Engine.of(given), runs.connect(given)
-    stopping = threading.Event()
-    spool = Spool(app, given.state_dir)
-    work.register(app, engine, client, spool, stopping)
+    from tasks import hypervisor
 
-    @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
-    def detach(**_: Any) -> None:
-        # SIGTERM: tasks let go of their jobs at once; QEMU goes on with them.
-        stopping.set()
-
-    @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
-    def ready(**_: Any) -> None:
-        threading.Thread(
-            target=_keep_house,
-            args=(app, engine, client, spool, stopping),
-            name="housekeeping",
-            daemon=True,
-        ).start()
-
-    _consume(app, "worker", given)
+    hypervisor.run_worker(given)
 
 
 def run_control(given: Settings) -> None:
     """A hypervisor's questions and job control."""
-    app = control_app(given)
-    control.register(app, Engine.of(given))
-    _consume(app, "control", given)
+    from tasks import hypervisor
+
+    hypervisor.run_control(given)
 
 
 def run_central(given: Settings) -> None:
     """The central worker."""
+    from tasks import central
     from tasks.catalog import Catalog
 
     if given.catalog_url.startswith("sqlite:///"):
         Path(given.catalog_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     app = central_app(given)
     central.register(app, Catalog(given.catalog_url), runs.connect(given))
-    _consume(app, "central", given)
+    consume(app, "central", given)
 
 
 def run_beat(given: Settings) -> None:
     """The scheduler. Imported by name: tasks stand below beat."""
-    from importlib import import_module
-
     import_module("beat.run").run(given)
 
 
@@ -109,79 +76,6 @@ def run_flower(given: Settings) -> None:
     from tasks import flower
 
     flower.run(central_app(given), given)
-
-
-def _consume(app: Celery, role: str, given: Settings) -> None:
-    app.worker_main(
-        [
-            "worker",
-            f"--hostname={role}@{given.host}",
-            "--loglevel=INFO",
-            # Few connections and no storm at start: hosts have nothing to tell each other.
-            "--without-mingle",
-            "--without-gossip",
-            "--heartbeat-interval=30",
-        ]
-    )
-
-
-def _keep_house(
-    app: Celery, engine: Engine, client: redis.Redis, spool: Spool, stopping: threading.Event
-) -> None:
-    """Take up what an earlier worker left, then tell and deliver until the end."""
-    pending = engine.journal.all()
-    rounds = 0
-    while not stopping.is_set():
-        try:
-            pending = [run for run in pending if not _taken_up(app, client, run)]
-            _tell(engine, client)
-            spool.deliver()
-            if rounds % 6 == 0:
-                recovery.tidy(engine)
-        except Exception:  # must outlive anything: without it the host would seem gone
-            log.exception("housekeeping stumbled; next round in %d s", HEARTBEAT)
-        rounds += 1
-        stopping.wait(HEARTBEAT)
-
-
-def _taken_up(app: Celery, client: redis.Redis, run: Run) -> bool:
-    """Publish a run found in the journal again: the same task goes on with the same point."""
-    if run.error:
-        return True  # it failed; what is left to undo is tidied
-    task = {"backup": queues.BACKUP, "restore": queues.RESTORE}[run.kind]
-    host = app.conf.task_queues[0].name.removeprefix("hv.")
-    record = runs.new_record(run.task_id, task, queues.host_queue(host), host, run.request)
-    try:
-        record.write(client)
-        runs.publish(app, record)
-    except Exception as error:
-        log.info("run %s is taken up later: %s", run.task_id, error)
-        return False
-    log.info("run %s (%s of %s) is taken up again", run.task_id, run.kind, run.domain)
-    return True
-
-
-def _tell(engine: Engine, client: redis.Redis) -> None:
-    """Say that this hypervisor is alive, what it has, and where it can store."""
-    given = engine.settings
-    domains: list[DomainInfo] = []
-    versions: dict[str, str] = {}
-    try:
-        domains, versions = engine.hypervisor.domains(), engine.hypervisor.versions()
-    except VirtvaultError as error:
-        log.warning("%s", error)
-    said = {
-        "host": given.host,
-        "seen": now(),
-        "versions": versions,
-        "repositories": sorted(given.repositories),
-        "domains": [schemas.dump(d) for d in domains],
-    }
-    try:
-        client.set(queues.host_key(given.host), json.dumps(said), ex=HEARTBEAT * 3)
-        client.hset(queues.HOSTS_KEY, given.host, now())
-    except redis.RedisError as error:
-        log.info("Redis is away: %s", error)
 
 
 if __name__ == "__main__":

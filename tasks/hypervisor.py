@@ -1,0 +1,122 @@
+"""The two roles of a hypervisor, and the housekeeping of its worker.
+
+Imported by these roles alone: beat, central and Flower run where there is no libvirt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import Any
+
+import redis
+from celery import Celery, signals
+
+from tasks import control, work
+from tasks.app import consume, control_app, hypervisor_app
+from tasks.spool import Spool
+from virtvault import queues, runs, schemas
+from virtvault.errors import VirtvaultError
+from virtvault.models import DomainInfo
+from virtvault.settings import Settings
+from workers import recovery
+from workers.engine import Engine, now
+from workers.journal import Run
+
+__all__ = ["run_control", "run_worker"]
+
+log = logging.getLogger(__name__)
+
+# Seconds between two signs of life of a hypervisor; three missed and it counts as gone.
+HEARTBEAT = 5
+
+
+def run_worker(given: Settings) -> None:
+    """A hypervisor's long work."""
+    app, engine, client = hypervisor_app(given), Engine.of(given), runs.connect(given)
+    stopping = threading.Event()
+    spool = Spool(app, given.state_dir)
+    work.register(app, engine, client, spool, stopping)
+
+    @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def detach(**_: Any) -> None:
+        # SIGTERM: tasks let go of their jobs at once; QEMU goes on with them.
+        stopping.set()
+
+    @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
+    def ready(**_: Any) -> None:
+        threading.Thread(
+            target=_keep_house,
+            args=(app, engine, client, spool, stopping),
+            name="housekeeping",
+            daemon=True,
+        ).start()
+
+    consume(app, "worker", given)
+
+
+def run_control(given: Settings) -> None:
+    """A hypervisor's questions and job control."""
+    app = control_app(given)
+    control.register(app, Engine.of(given))
+    consume(app, "control", given)
+
+
+def _keep_house(
+    app: Celery, engine: Engine, client: redis.Redis, spool: Spool, stopping: threading.Event
+) -> None:
+    """Take up what an earlier worker left, then tell and deliver until the end."""
+    pending = engine.journal.all()
+    rounds = 0
+    while not stopping.is_set():
+        try:
+            pending = [run for run in pending if not _taken_up(app, client, run)]
+            _tell(engine, client)
+            spool.deliver()
+            if rounds % 6 == 0:
+                recovery.tidy(engine)
+        except Exception:  # must outlive anything: without it the host would seem gone
+            log.exception("housekeeping stumbled; next round in %d s", HEARTBEAT)
+        rounds += 1
+        stopping.wait(HEARTBEAT)
+
+
+def _taken_up(app: Celery, client: redis.Redis, run: Run) -> bool:
+    """Publish a run found in the journal again: the same task goes on with the same point."""
+    if run.error:
+        return True  # it failed; what is left to undo is tidied
+    task = {"backup": queues.BACKUP, "restore": queues.RESTORE}[run.kind]
+    host = app.conf.task_queues[0].name.removeprefix("hv.")
+    record = runs.new_record(run.task_id, task, queues.host_queue(host), host, run.request)
+    try:
+        record.write(client)
+        runs.publish(app, record)
+    except Exception as error:
+        log.info("run %s is taken up later: %s", run.task_id, error)
+        return False
+    log.info("run %s (%s of %s) is taken up again", run.task_id, run.kind, run.domain)
+    return True
+
+
+def _tell(engine: Engine, client: redis.Redis) -> None:
+    """Say that this hypervisor is alive, what it has, and where it can store."""
+    given = engine.settings
+    domains: list[DomainInfo] = []
+    versions: dict[str, str] = {}
+    try:
+        domains, versions = engine.hypervisor.domains(), engine.hypervisor.versions()
+    except VirtvaultError as error:
+        log.warning("%s", error)
+    said = {
+        "host": given.host,
+        "seen": now(),
+        "versions": versions,
+        "repositories": sorted(given.repositories),
+        "domains": [schemas.dump(d) for d in domains],
+    }
+    try:
+        client.set(queues.host_key(given.host), json.dumps(said), ex=HEARTBEAT * 3)
+        client.hset(queues.HOSTS_KEY, given.host, now())
+    except redis.RedisError as error:
+        log.info("Redis is away: %s", error)
