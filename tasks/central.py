@@ -17,9 +17,9 @@ __all__ = ["register"]
 
 
 def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
-    """Add the central tasks."""
+    """Add the central tasks. They send no events: Flower's list is for backups and restores."""
 
-    @app.task(name=queues.RECORD, throws=(VirtvaultError,))  # type: ignore[untyped-decorator]
+    @app.task(name=queues.RECORD, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def record(payload: dict[str, Any]) -> str:
         """Idempotent; its SUCCESS lets the hypervisor drop the entry from its spool."""
         if "point" in payload:
@@ -28,14 +28,14 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
             catalog.record_run(payload["run"])
         return "recorded"
 
-    @app.task(name=queues.POINTS)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.POINTS, send_events=False)  # type: ignore[untyped-decorator]
     def points(domain: str = "") -> list[dict[str, Any]]:
         return catalog.points(domain)
 
-    @app.task(name=queues.SHOW)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.SHOW, send_events=False)  # type: ignore[untyped-decorator]
     def show(point: str) -> dict[str, Any] | None:
         return catalog.show(point)
 
-    @app.task(name=queues.SWEEP, ignore_result=True)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.SWEEP, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
     def sweep_task() -> None:
         sweep(app, client)

@@ -18,7 +18,7 @@ Plain = dict[str, Any]
 
 
 def register(app: Celery, engine: Engine) -> None:
-    """Add the control tasks. They answer from live state alone."""
+    """Add the control tasks: answered from live state alone, and no events for Flower's list."""
 
     def domains() -> list[Plain]:
         return [schemas.dump(d) for d in engine.hypervisor.domains()]
@@ -56,4 +56,4 @@ def register(app: Celery, engine: Engine) -> None:
         queues.RESUME: resume,
     }
     for name, answer in tasks.items():
-        app.task(name=name, throws=(VirtvaultError,))(answer)
+        app.task(name=name, throws=(VirtvaultError,), send_events=False)(answer)

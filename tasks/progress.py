@@ -40,14 +40,13 @@ class Running:
     """Holds a run while its task's body is at work."""
 
     def __init__(
-        self, app: Celery, client: redis.Redis, settings: Settings, run: RunRecord, domain: str
+        self, app: Celery, client: redis.Redis, settings: Settings, run: RunRecord
     ) -> None:
         self._app = app
         self._client = client
         self._lease = settings.lease_seconds
         self._host = settings.host
         self._run = replace(run, state="running")
-        self._domain = domain
         self._latest: Progress | None = None
         self._changed = threading.Event()
         self._ended = threading.Event()
@@ -89,7 +88,7 @@ class Running:
                 self._ended.wait(INTERVAL)
             self._flush(send, final=True)
 
-    def _flush(self, send: Callable[[Progress, RunRecord, str, str], None], *, final: bool) -> None:
+    def _flush(self, send: Callable[[Progress, RunRecord, str], None], *, final: bool) -> None:
         sample = self._latest
         try:
             run = replace(self._run, state=self._final) if final else self._run
@@ -111,7 +110,7 @@ class Running:
             log.info("progress of task %s is not shown now: %s", self._run.task_id, error)
             return
         if sample is not None:
-            send(sample, self._run, self._domain, self._host)
+            send(sample, self._run, self._host)
 
 
 def in_words(progress: Progress) -> str:
@@ -123,11 +122,11 @@ def in_words(progress: Progress) -> str:
 
 
 @contextmanager
-def _sender(app: Celery) -> Iterator[Callable[[Progress, RunRecord, str, str], None]]:
+def _sender(app: Celery) -> Iterator[Callable[[Progress, RunRecord, str], None]]:
     """A function that sends Flower's event, on a connection of this thread's own."""
     state: dict[str, Any] = {}
 
-    def send(sample: Progress, run: RunRecord, domain: str, host: str) -> None:
+    def send(sample: Progress, run: RunRecord, host: str) -> None:
         try:
             if "dispatcher" not in state:
                 state["connection"] = app.connection_for_write(connect_timeout=5)
@@ -141,7 +140,7 @@ def _sender(app: Celery) -> Iterator[Callable[[Progress, RunRecord, str, str], N
                 name=run.task,
                 progress=in_words(sample),
                 phase=sample.phase,
-                domain=domain,
+                domain=sample.domain,
                 host=host,
                 retry=False,
             )

@@ -68,12 +68,11 @@ def _add(
     @app.task(name=name, bind=True, throws=(VirtvaultError,))  # type: ignore[untyped-decorator]
     def task(self: Any, request: dict[str, Any]) -> dict[str, Any]:
         task_id = self.request.id
-        subject = str(request.get("domain") or request.get("point") or "")
         record = _record(client, task_id, name, settings.host, request)
         if _succeeded(app, task_id):
             raise Ignore  # a late second delivery of what is done
         started = now()
-        with Running(app, client, settings, record, subject) as running:
+        with Running(app, client, settings, record) as running:
             ties = Ties(task_id, running.report, stopping.is_set)
             try:
                 result = body(request, ties)

@@ -27,7 +27,6 @@ def shared_settings(settings: Settings) -> dict[str, Any]:
         "enable_utc": True,
         # Flower and `virtvault task` show what runs, not only what ended.
         "task_track_started": True,
-        "task_send_sent_event": True,
         "worker_send_task_events": True,
         # Name, arguments, worker and queue beside the result. Arguments hold no secrets.
         "result_extended": True,
@@ -51,11 +50,15 @@ def shared_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def client_app(settings: Settings) -> Celery:
-    """An app that sends and waits, and knows no task bodies."""
+def client_app(settings: Settings, *, shown: bool = True) -> Celery:
+    """An app that sends and waits, and knows no task bodies.
+
+    ``shown``: Flower lists what it sends from the moment of sending; not so short questions.
+    """
     app = Celery("virtvault", set_as_current=False)
     app.conf.update(
         **shared_settings(settings),
+        task_send_sent_event=shown,
         # A caller is told within seconds that Redis is away, and is not left to hang.
         broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": 5},
         task_publish_retry=False,

@@ -62,6 +62,7 @@ class Client:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or load()
         self.app = client_app(self.settings)
+        self._questions = client_app(self.settings, shown=False)
         self.redis = runs.connect(self.settings)
 
     # -- long work ----------------------------------------------------------------------------
@@ -319,12 +320,14 @@ class Client:
         """
         seconds = self.settings.control_timeout
         with runs.reachable():
-            sent = self.app.send_task(task, args=list(arguments), queue=queue, expires=seconds)
+            sent = self._questions.send_task(
+                task, args=list(arguments), queue=queue, expires=seconds
+            )
             until, pause = time.monotonic() + seconds, 0.01
             while time.monotonic() < until:
-                meta = self.app.backend.get_task_meta(sent.id, cache=False)
+                meta = self._questions.backend.get_task_meta(sent.id, cache=False)
                 if meta["status"] in ("SUCCESS", "FAILURE", "REVOKED"):
-                    self.app.backend.forget(sent.id)
+                    self._questions.backend.forget(sent.id)
                     return _value(meta)
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.2)

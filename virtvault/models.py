@@ -193,7 +193,8 @@ class DiskProgress:
 class Progress:
     """The latest sample of a running task. ``phase`` names the step it is in.
 
-    ``rate`` is bytes per second over the last samples, ``eta`` seconds (-1: not known yet).
+    ``domain`` is the domain's name, ``rate`` bytes per second over the last samples, ``eta``
+    seconds (-1: not known yet).
     """
 
     task_id: str
@@ -205,6 +206,7 @@ class Progress:
     disks: tuple[DiskProgress, ...] = ()
     updated: str = ""
     instant: str = ""
+    domain: str = ""
 
     @property
     def percent(self) -> float:

@@ -178,6 +178,7 @@ class ProgressSchema(_Strict):
     eta = f.Float()
     updated = f.String()
     instant = f.String()
+    domain = f.String()
     disks = f.List(f.Nested(DiskProgressSchema))
 
 

@@ -57,6 +57,7 @@ def backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult:
     repository = open_repository(engine.settings, request.repository)
     domain = engine.hypervisor.domain(request.domain)
     name, uuid = domain.name(), domain.UUIDString()
+    ties.domain = name
     try:
         with engine.journal.hold(uuid, ties.task_id):
             run = engine.journal.read(ties.task_id)

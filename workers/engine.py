@@ -60,6 +60,7 @@ class Ties:
     stopping: Callable[[], bool] = lambda: False
     phase: str = "queued"
     instant: str = ""
+    domain: str = ""
     _samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=16))
     _disks: tuple[DiskProgress, ...] = ()
 
@@ -92,6 +93,7 @@ class Ties:
                 disks=self._disks,
                 updated=now(),
                 instant=self.instant,
+                domain=self.domain,
             )
         )
 

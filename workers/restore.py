@@ -67,6 +67,7 @@ def restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResul
     """
     repository = open_repository(engine.settings, request.repository)
     point = repository.find(request.point)
+    ties.domain = point.domain
     to = _destination(engine, request.to)
     key = f"restore-{hashlib.sha256(str(to).encode()).hexdigest()[:16]}"
     try:

@@ -24,6 +24,7 @@ __all__ = ["Supervision", "hold_start"]
 
 # Seconds until all must have ended: supervisord kills each program after 30, Redis last.
 STOP_SECONDS = 100.0
+LOCK = "up.lock"
 
 
 class Supervision:
@@ -107,6 +108,15 @@ class Supervision:
             )
         if self._process is not None:
             self._process.wait(STOP_SECONDS)
+        self._remove_runtime()
+
+    def _remove_runtime(self) -> None:
+        """Leave no empty directories; sockets of backups that go on in QEMU stay."""
+        runtime = Path(self._given.runtime_dir)
+        (runtime / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            runtime.rmdir()
+            runtime.parent.rmdir()
 
     def wait(self) -> int:
         """Wait until the supervisord that we started ends; gives its exit code."""
@@ -136,7 +146,7 @@ def hold_start(given: Settings) -> Iterator[None]:
 
     :raises WorkFailed: another one is at it.
     """
-    with Path(given.runtime_dir, "up.lock").open("w") as lock:
+    with Path(given.runtime_dir, LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
