@@ -75,8 +75,11 @@ class Settings:
     poll_min: float = 0.2
     poll_max: float = 2.0
     # A job without one byte of progress for this many seconds has a dead target: it is failed,
-    # the guest does not notice, the next backup loses nothing. Paused jobs are not counted.
-    stall_seconds: int = 600
+    # the next backup loses nothing. Paused jobs are not counted. The guest's writes go on all
+    # the while, but what makes QEMU drain its disks (suspend, snapshot, migration) waits for the
+    # target until then, so this is short: a failed incremental is cheaper than a guest that
+    # cannot be suspended.
+    stall_seconds: int = 60
     # Seconds a guest write may wait for a stalled *scratch* file before the snapshot is given up
     # (QEMU's cbw-timeout). It can happen once per backup; local disks answer in milliseconds.
     cbw_timeout: int = 5

@@ -200,19 +200,23 @@ class Backup:
             self.job_seconds = max(0.0, time.time() - self.run.draft["jobs_started"])
             for disk in self.run.draft["disks"]:
                 disk["transferred"] = done[disk["target"]]
-            for export in self._targets():
-                exports.flush(export)
+            for target in self._targets():
+                exports.flush(target, self.settings.stall_seconds)
             # Before the jobs are dismissed: from here on their good end is known to us.
             self.run.phase = "copied"
             self.engine.journal.write(self.run)
         self.ties.step("closing")
+        # Before QEMU lets go of them: what QEMU still had to ask of a stalled export, it would
+        # ask with its main loop, and the guest would stand. The images are flushed already.
+        for target in self._targets():
+            exports.end(target)
+        for scratch in self._scratches():
+            exports.kill(scratch)
         try:
             Undo(self.engine, self.run, self.repository).qemu(monitor, keep_bitmap=True)
         except DomainStopped:
             # It ended after its disks were copied and flushed: the point is whole.
             log.info("task %s: domain %s has ended meanwhile", self.run.task_id, self.run.domain)
-        for journaled in self.run.exports:
-            exports.end(Export(**journaled))
         self.ties.step("committing")
         point = self._point()
         self.repository.commit(point)
@@ -251,6 +255,9 @@ class Backup:
 
     def _targets(self) -> list[Export]:
         return [Export(**e) for e in self.run.exports if e["socket"].endswith(".t")]
+
+    def _scratches(self) -> list[Export]:
+        return [Export(**e) for e in self.run.exports if e["socket"].endswith(".s")]
 
     def _open_exports(
         self,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from virtvault.errors import RepositoryUnusable
 
-__all__ = ["Export", "end", "flush", "serve"]
+__all__ = ["Export", "end", "flush", "kill", "serve"]
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,29 @@ def serve(
     return export
 
 
-def flush(export: Export) -> None:
+def flush(export: Export, seconds: float) -> None:
     """Have everything written so far reach the disk, and hear that it did.
 
     Over a second connection to the same process: when this returns, the image is whole even if
     the process is killed the next moment. A process that was killed and lost what it had cached
     cannot answer, so this is also what tells a whole image from a torn one.
 
-    :raises RepositoryUnusable: it did not confirm.
+    :raises RepositoryUnusable: it did not confirm within ``seconds``.
     """
-    done = subprocess.run(
-        [
-            "qemu-io",
-            "-f",
-            "raw",
-            "-c",
-            "flush",
-            f"nbd+unix:///{export.name}?socket={export.socket}",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    address = f"nbd+unix:///{export.name}?socket={export.socket}"
+    try:
+        done = subprocess.run(
+            ["qemu-io", "-f", "raw", "-c", "flush", address],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RepositoryUnusable(
+            f"{export.image} could not be flushed within {seconds:g} s.",
+            "See to the repository's storage. The guest is not affected.",
+        ) from error
     if done.returncode or "failed" in done.stdout:
         raise RepositoryUnusable(
             f"{export.image} was not confirmed as written: {(done.stderr or done.stdout).strip()}.",
@@ -102,20 +102,32 @@ def flush(export: Export) -> None:
         )
 
 
-def end(export: Export, grace: float = 30.0) -> None:
-    """Wait for the process to end as QEMU lets go, then end it: TERM first, it flushes.
+def end(export: Export, grace: float = 10.0) -> None:
+    """End the process: TERM, and KILL where that takes longer than ``grace`` seconds.
 
-    :param grace: seconds to wait before TERM, and again before KILL. 0: KILL at once.
+    TERM closes the image as it should be; a process that hangs is not waited for.
     """
-    pid = _pid(export)
-    if pid is not None and not _ended(pid, export, grace):
-        for number in (signal.SIGTERM, signal.SIGKILL) if grace else (signal.SIGKILL,):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-            if _ended(pid, export, grace or 5.0):
-                break
+    _signal(export, signal.SIGTERM, grace)
+    kill(export)
+
+
+def kill(export: Export) -> None:
+    """End the process at once, stalled or not: QEMU's requests to it fail within milliseconds."""
+    _signal(export, signal.SIGKILL, 10.0)
     for path in (export.socket, f"{export.socket}.pid"):
         Path(path).unlink(missing_ok=True)
+
+
+def _signal(export: Export, number: signal.Signals, seconds: float) -> None:
+    """Send a signal and wait up to ``seconds`` for the process' end."""
+    pid = _pid(export)
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    until = time.monotonic() + seconds
+    while _is(pid, export) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _pid(export: Export) -> int | None:
@@ -132,15 +144,6 @@ def _is(pid: int, export: Export) -> bool:
         return export.socket.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-
-
-def _ended(pid: int, export: Export, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while _is(pid, export):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def _cache(image: str) -> str:

@@ -10,7 +10,13 @@ import logging
 import shutil
 from pathlib import Path
 
-from virtvault.errors import DomainStopped, MonitorError, UnknownDomain, VirtvaultError
+from virtvault.errors import (
+    DomainStopped,
+    MonitorError,
+    UnknownDomain,
+    VirtvaultError,
+    WorkFailed,
+)
 from virtvault.models import Point
 from workers import disks as disk_view
 from workers import exports, isolation, jobs
@@ -27,9 +33,8 @@ __all__ = ["Undo", "drop_old_bitmaps", "reattach", "tidy"]
 
 log = logging.getLogger(__name__)
 
-# Seconds a cancelled job may take before its exports are killed under it: a stalled target
-# answers no cancel either.
-CANCEL_GRACE = 3.0
+# Seconds cancelled jobs may take to end. Their exports are gone by then, so nothing holds them.
+CANCEL_SECONDS = 30.0
 
 
 def reattach(engine: Engine, run: Run) -> LibvirtMonitor:
@@ -56,6 +61,11 @@ class Undo:
         Parents' bitmaps never stopped recording, so no interval is lost. The journal stays until
         the end: where libvirt is away now, the undo is taken up again later.
         """
+        # First of all: a stalled export would hold up QEMU's main loop, and with it the guest, in
+        # each of the steps that follow. Killed, it fails what is in flight; the guest's own
+        # writes go on, since a broken snapshot is nothing to them.
+        for export in self.run.exports:
+            exports.kill(Export(**export))
         if self.run.phase != "planned":
             try:
                 monitor = self.engine.hypervisor.monitor(
@@ -70,8 +80,6 @@ class Undo:
                 # Nodes, jobs and filters ended with QEMU; a bitmap it stored in an image counts
                 # from a point that will never be, and goes with the next backup.
                 log.info("task %s: nothing to undo in QEMU: %s", self.run.task_id, error)
-        for export in self.run.exports:
-            exports.end(Export(**export), grace=0)
         self.repository.discard(self.run.uuid, self.run.point)
         shutil.rmtree(Path(self.engine.settings.runtime_dir, self.tag), ignore_errors=True)
         shutil.rmtree(self.engine.settings.scratch / self.tag, ignore_errors=True)
@@ -87,10 +95,11 @@ class Undo:
         targets = {d.target for d in found} | {d["target"] for d in self.run.draft.get("disks", [])}
         every = [Names(self.tag, target) for target in sorted(targets)]
         ours = {names.job: names.target for names in every}
-        if not jobs.cancel(monitor, ours, CANCEL_GRACE):
-            for export in self.run.exports:
-                exports.end(Export(**export), grace=0)
-            jobs.cancel(monitor, ours, CANCEL_GRACE)
+        if not jobs.cancel(monitor, ours, CANCEL_SECONDS):
+            raise WorkFailed(
+                f"Domain {self.run.domain}: its block jobs do not end.",
+                "The worker tries again; see the QEMU log of the domain.",
+            )
         jobs.dismiss(monitor, ours)
         for names in every:
             isolation.remove_snapshot(monitor, names)
