@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -58,6 +59,8 @@ def run_worker(given: Settings) -> None:
 
 def run_control(given: Settings) -> None:
     """A hypervisor's questions and job control."""
+    # Who asks waits for control_timeout: a QEMU that hangs must not use all of it up.
+    given = replace(given, qmp_timeout=min(given.qmp_timeout, given.control_timeout / 3))
     app = control_app(given)
     control.register(app, Engine.of(given))
     consume(app, "control", given)

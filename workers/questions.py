@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from virtvault.errors import UnknownPoint, UnknownTask, VirtvaultError
-from virtvault.models import CheckLine, DiskInfo, JobInfo, Point
+from virtvault.errors import NotReachable, UnknownPoint, UnknownTask, VirtvaultError
+from virtvault.models import CheckLine, DiskInfo, DomainInfo, JobInfo, Point
 from workers import disks as disk_view
 from workers import jobs
 from workers.engine import Engine, tag_of
@@ -41,18 +42,28 @@ def disks(engine: Engine, domain: str) -> list[DiskInfo]:
 
 
 def block_jobs(engine: Engine) -> list[JobInfo]:
-    """All block jobs of this host's domains and of our storage daemons."""
+    """All block jobs of this host's domains and of our storage daemons.
+
+    A domain whose QEMU does not answer is listed with one job of status ``unknown``; it keeps
+    nobody from seeing the others.
+    """
     runs = engine.journal.all()
-    found = []
-    for domain in engine.hypervisor.domains():
-        if domain.state in ("running", "paused"):
-            # One that ends meanwhile has no jobs.
-            with contextlib.suppress(VirtvaultError):
-                live = engine.hypervisor.monitor(engine.hypervisor.domain(domain.uuid))
-                try:
-                    found += _jobs(engine, live, domain.name, runs)
-                finally:
-                    live.close()
+
+    def ask(domain: DomainInfo) -> list[JobInfo]:
+        try:
+            monitor = engine.hypervisor.monitor(engine.hypervisor.domain(domain.uuid))
+            try:
+                return _jobs(engine, monitor, domain.name, runs)
+            finally:
+                monitor.close()
+        except NotReachable:
+            return [JobInfo(domain.host, domain.name, "?", "?", "unknown", 0, 0, 0)]
+        except VirtvaultError:
+            return []  # it ended meanwhile, and its jobs with it
+
+    active = [d for d in engine.hypervisor.domains() if d.state in ("running", "paused")]
+    with ThreadPoolExecutor(8) as pool:
+        found = [job for jobs_of_one in pool.map(ask, active) for job in jobs_of_one]
     for run in runs:
         if run.kind == "restore":
             with contextlib.suppress(VirtvaultError), _monitor(engine, run) as monitor:
