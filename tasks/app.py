@@ -11,7 +11,7 @@ from celery import Celery
 from kombu.entity import Queue
 
 from virtvault import queues
-from virtvault.celery_app import shared_settings
+from virtvault.celery_app import new_app
 from virtvault.settings import Settings
 
 __all__ = ["central_app", "consume", "control_app", "hypervisor_app"]
@@ -33,9 +33,10 @@ def central_app(settings: Settings) -> Celery:
 
 
 def _consumer(settings: Settings, queue: str, threads: int) -> Celery:
-    app = Celery("virtvault")
+    app = new_app(settings)
+    # The consumer's signals and tasks look for the current app.
+    app.set_current()
     app.conf.update(
-        **shared_settings(settings),
         task_queues=[Queue(queue)],  # type: ignore[no-untyped-call]
         # Threads: the work sleeps on libvirt and QMP, whose calls release the GIL; a fork would
         # break the libvirt connection, and threads are told of a shutdown at once.

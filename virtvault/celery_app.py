@@ -11,11 +11,19 @@ from celery import Celery
 
 from virtvault.settings import Settings
 
-__all__ = ["client_app", "shared_settings"]
+__all__ = ["client_app", "new_app"]
 
 
-def shared_settings(settings: Settings) -> dict[str, Any]:
-    """Celery settings that all sides must agree on."""
+def new_app(settings: Settings) -> Celery:
+    """An app with the settings that all sides must agree on."""
+    app = Celery("virtvault", set_as_current=False)
+    polled = "virtvault.result_backend:PolledRedisBackend"
+    app.loader.override_backends = {"redis": polled, "rediss": polled}
+    app.conf.update(_shared(settings))
+    return app
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.broker_url,
         "result_backend": settings.backend_url,
@@ -55,9 +63,8 @@ def client_app(settings: Settings, *, shown: bool = True) -> Celery:
 
     ``shown``: Flower lists what it sends from the moment of sending; not so short questions.
     """
-    app = Celery("virtvault", set_as_current=False)
+    app = new_app(settings)
     app.conf.update(
-        **shared_settings(settings),
         task_send_sent_event=shown,
         # A caller is told within seconds that Redis is away, and is not left to hang.
         broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": 5},
