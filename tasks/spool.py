@@ -25,7 +25,7 @@ __all__ = ["Spool"]
 log = logging.getLogger(__name__)
 
 # Seconds after which an entry without an answer is sent again.
-AGAIN = 30.0
+AGAIN = 10.0
 
 
 class Spool:

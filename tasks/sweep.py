@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # Seconds a run may be without lease and message before it counts as lost: longer than a worker
 # needs from taking a message to writing its lease.
 GRACE = 10
+# Seconds a suspicion is remembered: longer than any time between two rounds.
+SUSPECTED = 86_400
 READY = ("SUCCESS", "FAILURE", "REVOKED")
 
 
@@ -43,10 +45,10 @@ def sweep(app: Celery, client: redis.Redis) -> list[str]:
             RunRecord(**{**run.__dict__, "state": "ended"}).write(client)
             continue
         # Redis' own clock: suspected now, lost when still so after the grace time.
-        if client.set(_suspect_key(task_id), "1", nx=True, ex=GRACE * 3):
+        if client.set(_suspect_key(task_id), "1", nx=True, ex=SUSPECTED):
             continue
         left: Any = client.ttl(_suspect_key(task_id))
-        if left > GRACE * 2:
+        if SUSPECTED - left < GRACE:
             continue
         client.delete(_suspect_key(task_id))
         log.warning("run %s has no worker and no message: published again", task_id)

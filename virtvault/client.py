@@ -276,10 +276,12 @@ class Client:
         return Handle(self, run.task_id, task, host, run)
 
     def _control(self, task: str, task_id: str) -> str:
-        host = self.handle(task_id).host
-        if not host:
-            raise UnknownTask(f"Task {task_id} has ended.", "There is nothing to control.")
-        return str(self._ask(host, task, task_id))
+        handle = self.handle(task_id)
+        if not handle.host or handle.state() in _READY:
+            raise UnknownTask(
+                f"Task {task_id} has ended.", f"`virtvault task {task_id}` shows how."
+            )
+        return str(self._ask(handle.host, task, task_id))
 
     def _living(self) -> list[str]:
         living = [info.host for info in self.hosts() if info.alive]

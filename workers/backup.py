@@ -120,7 +120,10 @@ class Backup:
                 if self.run.phase != "planned":
                     undo.all()
                 monitor = self._begin()
-            return self._finish(monitor)
+            try:
+                return self._finish(monitor)
+            finally:
+                monitor.close()
         except Detached:
             log.info("task %s: detached in phase %s", self.run.task_id, self.run.phase)
             raise

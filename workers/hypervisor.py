@@ -180,7 +180,6 @@ class LibvirtMonitor:
         self._hypervisor = hypervisor
         self._event = threading.Event()
         self._registered: tuple[libvirt.virConnect, int] | None = None
-        self._listen()
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """See :meth:`workers.monitor.Monitor.execute`."""

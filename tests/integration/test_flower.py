@@ -30,13 +30,12 @@ TASK_ID = "hv1.0d6b9f2e-2f7e-4b7e-9c51-0c1b8a1f4f10"
 SCRIPT = "<script>alert(1)</script>"
 
 APP = """
-from celery import Celery
 from virtvault import settings
-from virtvault.celery_app import shared_settings
+from virtvault.celery_app import new_app
 
 given = settings.load()
-app = Celery("virtvault")
-app.conf.update(**shared_settings(given))
+app = new_app(given)
+app.set_current()
 """
 FLOWER = (
     APP
