@@ -7,12 +7,8 @@ and a kill at any line is mended by :func:`workers.recovery` from the journal.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 
 from virtvault import schemas
 from virtvault.errors import (
@@ -23,20 +19,20 @@ from virtvault.errors import (
     UnknownDomain,
     VirtvaultError,
 )
-from virtvault.models import BackupRequest, BackupResult, DiskProgress, Point, PointDisk
+from virtvault.models import BackupRequest, BackupResult, DiskProgress, Point
 from workers import disks as disk_view
-from workers import exports, instant, isolation, jobs
+from workers import instant, isolation, jobs
 from workers.disks import Disk
 from workers.engine import Engine, Ties, now, tag_of
-from workers.exports import Export
 from workers.hypervisor import LibvirtMonitor
 from workers.isolation import Names
 from workers.jobs import Detached
 from workers.journal import HeldElsewhere, Run
 from workers.plan import DiskPlan, bitmap_name, decide
+from workers.record import complete, draft_disk, result
 from workers.recovery import Undo, drop_old_bitmaps, reattach
 from workers.repository import DirectoryRepository, open_repository
-from workers.repository.directory import create_image
+from workers.targets import Targets
 
 __all__ = ["Duplicate", "backup"]
 
@@ -104,6 +100,7 @@ class Backup:
         self.run = run
         self.tag = run.point[-8:]
         self.new_bitmap = bitmap_name(repository.id, run.point)
+        self.targets = Targets(engine, repository, run)
         self.job_seconds = 0.0
 
     def carry_on(self) -> BackupResult:
@@ -155,19 +152,19 @@ class Backup:
                 "`virtvault disks` shows them.",
             )
         plans = {disk.target: self._plan(disk) for disk in chosen}
-        targets, scratches = self._exports(chosen)
         self.run.phase = "planned"
-        self.run.exports = [asdict(e) for e in (*targets.values(), *scratches.values())]
+        self.run.targets = [disk.target for disk in chosen]
         self.engine.journal.write(self.run)
         self.ties.check(self.engine.journal)
-        self._open_exports(chosen, plans, targets, scratches, xml)
+        self.targets.open(chosen, plans, xml)
 
         self.run.phase = "standing"
         self.run.was_running = monitor.execute("query-status")["running"]
         self.engine.journal.write(self.run)
         for disk in chosen:
-            isolation.add_nbd(monitor, self._names(disk).image, targets[disk.target])
-            isolation.add_nbd(monitor, self._names(disk).scratch, scratches[disk.target])
+            names = self._names(disk)
+            isolation.add_nbd(monitor, names.image, self.targets.image(disk.target))
+            isolation.add_nbd(monitor, names.scratch, self.targets.scratch(disk.target))
         self._add_new_bitmaps(monitor, chosen)
         for disk in chosen:
             isolation.add_filter(monitor, disk, self._names(disk), self.settings.cbw_timeout)
@@ -183,7 +180,7 @@ class Backup:
             "frozen_ms": taken.frozen_ms,
             "notes": list(taken.notes),
             "skipped": skipped,
-            "disks": [self._draft(disk, plans[disk.target]) for disk in chosen],
+            "disks": [draft_disk(disk, plans[disk.target], self.new_bitmap) for disk in chosen],
             "qemu": monitor.execute("query-version")["qemu"],
             "jobs_started": time.time(),
         }
@@ -203,25 +200,19 @@ class Backup:
             self.job_seconds = max(0.0, time.time() - self.run.draft["jobs_started"])
             for disk in self.run.draft["disks"]:
                 disk["transferred"] = done[disk["target"]]
-            for target in self._targets():
-                exports.flush(target, self.settings.stall_seconds)
+            self.targets.flush()
             # Before the jobs are dismissed: from here on their good end is known to us.
             self.run.phase = "copied"
             self.engine.journal.write(self.run)
         self.ties.step("closing")
-        # Before QEMU lets go of them: what QEMU still had to ask of a stalled export, it would
-        # ask with its main loop, and the guest would stand. The images are flushed already.
-        for target in self._targets():
-            exports.end(target)
-        for scratch in self._scratches():
-            exports.kill(scratch)
+        self.targets.close()
         try:
             Undo(self.engine, self.run, self.repository).qemu(monitor, keep_bitmap=True)
         except DomainStopped:
             # It ended after its disks were copied and flushed: the point is whole.
             log.info("task %s: domain %s has ended meanwhile", self.run.task_id, self.run.domain)
         self.ties.step("committing")
-        point = self._point()
+        point = complete(self.run, self.repository, self.settings)
         self.repository.commit(point)
         self._settle(point)
         return result(point, self.job_seconds)
@@ -235,66 +226,6 @@ class Backup:
             self.repository.id,
             self.repository.parents(self.run.uuid, disk.target),
         )
-
-    def _exports(self, chosen: list[Disk]) -> tuple[dict[str, Export], dict[str, Export]]:
-        """Target and scratch of each disk, by name only: journaled before they run."""
-        partial = self.repository.partial(self.run.uuid, self.run.point)
-        sockets = Path(self.settings.runtime_dir, self.tag)
-        scratch = self.settings.scratch / self.tag
-        return (
-            {
-                d.target: Export(
-                    d.target, f"{sockets / d.target}.t", str(partial / f"{d.target}.qcow2")
-                )
-                for d in chosen
-            },
-            {
-                d.target: Export(
-                    d.target, f"{sockets / d.target}.s", str(scratch / f"{d.target}.qcow2")
-                )
-                for d in chosen
-            },
-        )
-
-    def _targets(self) -> list[Export]:
-        return [Export(**e) for e in self.run.exports if e["socket"].endswith(".t")]
-
-    def _scratches(self) -> list[Export]:
-        return [Export(**e) for e in self.run.exports if e["socket"].endswith(".s")]
-
-    def _open_exports(
-        self,
-        chosen: list[Disk],
-        plans: dict[str, DiskPlan],
-        targets: dict[str, Export],
-        scratches: dict[str, Export],
-        xml: str,
-    ) -> None:
-        self.repository.begin(self.run.uuid, self.run.point, xml)
-        sockets = Path(self.settings.runtime_dir, self.tag)
-        (self.settings.scratch / self.tag).mkdir(parents=True, mode=0o700, exist_ok=True)
-        sockets.mkdir(parents=True, exist_ok=True)
-        # QEMU's own user must reach the sockets; it can open only the ones given to it.
-        sockets.chmod(0o711)
-        sockets.parent.chmod(0o711)
-        uid = _qemu_uid(xml)
-        for disk in chosen:
-            target, scratch = targets[disk.target], scratches[disk.target]
-            parent = plans[disk.target].parent
-            create_image(
-                Path(target.image),
-                disk.virtual_size,
-                backing=f"../{parent}/{disk.target}.qcow2" if parent else "",
-                compression=self.settings.compression,
-            )
-            create_image(Path(scratch.image), disk.virtual_size)
-            exports.serve(
-                target,
-                uid=uid,
-                clients=self.settings.nbd_clients,
-                compress=self.settings.compression != "none",
-            )
-            exports.serve(scratch, uid=uid, clients=1, limit=self.settings.scratch_limit)
 
     def _add_new_bitmaps(self, monitor: LibvirtMonitor, chosen: list[Disk]) -> None:
         """Before the instant: from here on each disk's new bitmap misses nothing."""
@@ -370,7 +301,7 @@ class Backup:
             drop_old_bitmaps(monitor, self.repository, point)
         except (DomainStopped, UnknownDomain) as error:
             log.info("old bitmaps of domain %s stay until it runs: %s", self.run.domain, error)
-        _remove_directories(self.engine, self.tag)
+        self.targets.remove()
         self.engine.journal.forget(self.run.task_id)
 
     # -- small things -------------------------------------------------------------------------
@@ -380,76 +311,6 @@ class Backup:
 
     def _jobs(self) -> dict[str, str]:
         return {Names(self.tag, d["target"]).job: d["target"] for d in self.run.draft["disks"]}
-
-    def _draft(self, disk: Disk, plan: DiskPlan) -> dict[str, object]:
-        return {
-            "target": disk.target,
-            "file": f"{disk.target}.qcow2",
-            "sync": plan.sync,
-            "parent": plan.parent,
-            "reason": plan.reason,
-            "virtual_size": disk.virtual_size,
-            "source": disk.source,
-            "source_format": disk.format,
-            "bitmap": self.new_bitmap,
-            "persistent": disk.persistent,
-        }
-
-    def _point(self) -> Point:
-        partial = self.repository.partial(self.run.uuid, self.run.point)
-        finished: list[PointDisk] = []
-        for disk in self.run.draft["disks"]:
-            stat = (partial / disk["file"]).stat()
-            finished.append(PointDisk(**disk, stored=stat.st_blocks * 512, length=stat.st_size))
-        draft = self.run.draft
-        qemu = draft["qemu"]
-        return Point(
-            id=self.run.point,
-            repository=self.repository.name,
-            repository_id=self.repository.id,
-            task_id=self.run.task_id,
-            domain=self.run.domain,
-            uuid=self.run.uuid,
-            host=self.settings.host,
-            instant=draft["instant"],
-            started=self.run.started,
-            finished=now(),
-            consistency=draft["consistency"],
-            paused_ms=draft["paused_ms"],
-            frozen_ms=draft["frozen_ms"],
-            isolated=True,
-            disks=tuple(finished),
-            skipped=draft["skipped"],
-            notes=tuple(draft["notes"]),
-            versions={
-                "virtvault": version("virtvault"),
-                "qemu": f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}",
-            },
-        )
-
-
-def result(point: Point, job_seconds: float) -> BackupResult:
-    """What a backup task returns for a committed point."""
-    return BackupResult(
-        task_id=point.task_id,
-        point=point.id,
-        domain=point.domain,
-        uuid=point.uuid,
-        host=point.host,
-        repository=point.repository,
-        state="complete",
-        consistency=point.consistency,
-        instant=point.instant,
-        paused_ms=point.paused_ms,
-        frozen_ms=point.frozen_ms,
-        isolated=point.isolated,
-        started=point.started,
-        finished=point.finished,
-        job_seconds=round(job_seconds, 3),
-        disks=point.disks,
-        skipped=point.skipped,
-        notes=point.notes,
-    )
 
 
 def _require_isolation(monitor: LibvirtMonitor) -> None:
@@ -492,15 +353,3 @@ def _committed_before(repository: DirectoryRepository, uuid: str, task_id: str) 
 def _point_id(task_id: str) -> str:
     """Sorts by time; ends in a digest of the task, so that a second delivery finds it."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{tag_of(task_id)}"
-
-
-def _qemu_uid(xml: str) -> int:
-    """The user this domain's QEMU runs as, from libvirt's DAC label (``+64055:+64055``)."""
-    label = xml.partition("model='dac'")[2].partition("<label>")[2].partition("</label>")[0]
-    user = label.partition(":")[0].removeprefix("+")
-    return int(user) if user.isdigit() else 0
-
-
-def _remove_directories(engine: Engine, tag: str) -> None:
-    shutil.rmtree(Path(engine.settings.runtime_dir, tag), ignore_errors=True)
-    shutil.rmtree(engine.settings.scratch / tag, ignore_errors=True)

@@ -40,7 +40,7 @@ class Run:
     phase: str = "planned"
     was_running: bool = False
     draft: dict[str, Any] = field(default_factory=dict)
-    exports: list[dict[str, str]] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
     error: str = ""
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
-from pathlib import Path
 
 from virtvault.errors import (
     DomainStopped,
@@ -19,15 +17,15 @@ from virtvault.errors import (
 )
 from virtvault.models import Point
 from workers import disks as disk_view
-from workers import exports, isolation, jobs
+from workers import isolation, jobs
 from workers.disks import Disk
 from workers.engine import Engine
-from workers.exports import Export
 from workers.hypervisor import LibvirtMonitor
 from workers.isolation import Names
 from workers.journal import Run
 from workers.plan import bitmap_name, point_of
 from workers.repository import DirectoryRepository, open_repository
+from workers.targets import Targets
 
 __all__ = ["Undo", "drop_old_bitmaps", "reattach", "tidy"]
 
@@ -54,6 +52,7 @@ class Undo:
         self.run = run
         self.repository = repository
         self.tag = run.point[-8:]
+        self.targets = Targets(engine, repository, run)
 
     def all(self) -> None:
         """Leave the guest, QEMU and the repository as if the run had not been.
@@ -64,8 +63,7 @@ class Undo:
         # First of all: a stalled export would hold up QEMU's main loop, and with it the guest, in
         # each of the steps that follow. Killed, it fails what is in flight; the guest's own
         # writes go on, since a broken snapshot is nothing to them.
-        for export in self.run.exports:
-            exports.kill(Export(**export))
+        self.targets.kill()
         if self.run.phase != "planned":
             try:
                 monitor = self.engine.hypervisor.monitor(
@@ -81,8 +79,7 @@ class Undo:
                 # from a point that will never be, and goes with the next backup.
                 log.info("task %s: nothing to undo in QEMU: %s", self.run.task_id, error)
         self.repository.discard(self.run.uuid, self.run.point)
-        shutil.rmtree(Path(self.engine.settings.runtime_dir, self.tag), ignore_errors=True)
-        shutil.rmtree(self.engine.settings.scratch / self.tag, ignore_errors=True)
+        self.targets.remove()
         self.engine.journal.forget(self.run.task_id)
 
     def qemu(self, monitor: LibvirtMonitor, *, keep_bitmap: bool) -> None:
@@ -92,7 +89,7 @@ class Undo:
         """
         found = disk_view.discover(monitor, monitor.xml())
         # A disk unplugged meanwhile is not found any more, its nodes and job are.
-        targets = {d.target for d in found} | {d["target"] for d in self.run.draft.get("disks", [])}
+        targets = {d.target for d in found} | set(self.run.targets)
         every = [Names(self.tag, target) for target in sorted(targets)]
         ours = {names.job: names.target for names in every}
         if not jobs.cancel(monitor, ours, CANCEL_SECONDS):

@@ -1,0 +1,104 @@
+"""What a backup writes to: each disk's image in the repository and its scratch, served by NBD."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from workers import exports
+from workers.disks import Disk
+from workers.engine import Engine
+from workers.exports import Export
+from workers.journal import Run
+from workers.plan import DiskPlan
+from workers.repository import DirectoryRepository
+from workers.repository.directory import create_image
+
+__all__ = ["Targets"]
+
+
+class Targets:
+    """The exports of one run, found again from its journal."""
+
+    def __init__(self, engine: Engine, repository: DirectoryRepository, run: Run) -> None:
+        self._settings = engine.settings
+        self._repository = repository
+        self._run = run
+        tag = run.point[-8:]
+        self._sockets = Path(engine.settings.runtime_dir, tag)
+        self._spare = engine.settings.scratch / tag
+
+    def image(self, target: str) -> Export:
+        """The export of a disk's image in the repository."""
+        partial = self._repository.partial(self._run.uuid, self._run.point)
+        return Export(target, f"{self._sockets / target}.t", str(partial / f"{target}.qcow2"))
+
+    def scratch(self, target: str) -> Export:
+        """The export of a disk's scratch image."""
+        return Export(target, f"{self._sockets / target}.s", str(self._spare / f"{target}.qcow2"))
+
+    def open(self, chosen: list[Disk], plans: dict[str, DiskPlan], xml: str) -> None:
+        """Make the images and serve them to the user that the domain's QEMU runs as.
+
+        :raises RepositoryUnusable: the repository or the scratch directory cannot be written.
+        """
+        self._repository.begin(self._run.uuid, self._run.point, xml)
+        self._spare.mkdir(parents=True, mode=0o700, exist_ok=True)
+        self._sockets.mkdir(parents=True, exist_ok=True)
+        # QEMU's own user must reach the sockets; it can open only the ones given to it.
+        self._sockets.chmod(0o711)
+        self._sockets.parent.chmod(0o711)
+        uid = _qemu_uid(xml)
+        for disk in chosen:
+            image, scratch = self.image(disk.target), self.scratch(disk.target)
+            parent = plans[disk.target].parent
+            create_image(
+                Path(image.image),
+                disk.virtual_size,
+                backing=f"../{parent}/{disk.target}.qcow2" if parent else "",
+                compression=self._settings.compression,
+            )
+            create_image(Path(scratch.image), disk.virtual_size)
+            exports.serve(
+                image,
+                uid=uid,
+                clients=self._settings.nbd_clients,
+                compress=self._settings.compression != "none",
+            )
+            exports.serve(scratch, uid=uid, clients=1, limit=self._settings.scratch_limit)
+
+    def flush(self) -> None:
+        """Have every image confirmed as on disk.
+
+        :raises RepositoryUnusable: one is not.
+        """
+        for target in self._run.targets:
+            exports.flush(self.image(target), self._settings.stall_seconds)
+
+    def close(self) -> None:
+        """End the exports of flushed images, before QEMU lets go of them.
+
+        What QEMU still had to ask of a stalled export it would ask with its main loop, and the
+        guest would stand.
+        """
+        for target in self._run.targets:
+            exports.end(self.image(target))
+            exports.kill(self.scratch(target))
+
+    def kill(self) -> None:
+        """End the exports at once: QEMU's requests to them fail, its guest's writes do not."""
+        for target in self._run.targets:
+            exports.kill(self.image(target))
+            exports.kill(self.scratch(target))
+
+    def remove(self) -> None:
+        """Remove sockets and scratch images."""
+        shutil.rmtree(self._sockets, ignore_errors=True)
+        shutil.rmtree(self._spare, ignore_errors=True)
+
+
+def _qemu_uid(xml: str) -> int:
+    """The user this domain's QEMU runs as, from libvirt's DAC label (``+64055:+64055``)."""
+    label = xml.partition("model='dac'")[2].partition("<label>")[2].partition("</label>")[0]
+    user = label.partition(":")[0].removeprefix("+")
+    return int(user) if user.isdigit() else 0
