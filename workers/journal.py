@@ -6,9 +6,11 @@ removed when nothing of the run is left to do or to undo.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,10 @@ from typing import Any
 from virtvault.errors import DomainBusy
 
 __all__ = ["Journal", "Run", "durable_write", "sync_directory"]
+
+
+# Seconds; as long as Celery keeps results.
+KEEP_RESULTS = 7 * 86400
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Journal:
     def __init__(self, state_dir: str) -> None:
         self._runs = Path(state_dir, "runs")
         self._locks = Path(state_dir, "locks")
+        self._done = Path(state_dir, "done")
 
     def write(self, run: Run) -> None:
         """Make ``run`` durable as it is now."""
@@ -67,6 +74,24 @@ class Journal:
         """Nothing is left to do for this run."""
         self._path(task_id).unlink(missing_ok=True)
         self.wishes(task_id).unlink(missing_ok=True)
+
+    def finish(self, task_id: str, result: dict[str, Any]) -> None:
+        """The run is done and leaves nothing that tells: remember its result for some days."""
+        self._done.mkdir(parents=True, exist_ok=True)
+        durable_write(self._done / f"{task_id}.json", json.dumps(result))
+        self.forget(task_id)
+        for path in self._done.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > KEEP_RESULTS:
+                    path.unlink()
+
+    def finished(self, task_id: str) -> dict[str, Any] | None:
+        """The result of a run that :meth:`finish` remembers."""
+        try:
+            result: dict[str, Any] = json.loads((self._done / f"{task_id}.json").read_text())
+        except FileNotFoundError:
+            return None
+        return result
 
     def all(self) -> list[Run]:
         """Every run in flight, oldest first."""

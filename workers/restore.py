@@ -4,12 +4,9 @@ qemu-storage-daemon, so that progress, pause, cancel and recovery are those of a
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import json
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from virtvault.errors import (
     DestinationExists,
     DomainStopped,
     InvalidRequest,
-    RepositoryUnusable,
     UnknownDisk,
 )
 from virtvault.models import (
@@ -32,6 +28,7 @@ from virtvault.models import (
 from workers import jobs
 from workers.backup import Duplicate
 from workers.engine import Engine, Ties, now, tag_of
+from workers.images import punch_holes, require_own_backing
 from workers.jobs import Detached
 from workers.journal import HeldElsewhere, Run, sync_directory
 from workers.monitor import Monitor
@@ -72,6 +69,9 @@ def restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResul
     key = f"restore-{hashlib.sha256(str(to).encode()).hexdigest()[:16]}"
     try:
         with engine.journal.hold(key, ties.task_id):
+            # A second delivery after Redis lost the result: what it did is there already.
+            if (done := engine.journal.finished(ties.task_id)) is not None:
+                return schemas.load(RestoreResult, done)
             return _Restore(engine, request, ties, repository, point, to).carry_on()
     except HeldElsewhere as held:
         if held.holder == ties.task_id:
@@ -116,7 +116,9 @@ class _Restore:
             if self.run.phase == "copying":
                 self._follow()
             self._publish()
-            return self._result()
+            result = self._result()
+            self.engine.journal.finish(self.run.task_id, schemas.dump(result))
+            return result
         except Detached:
             raise
         except BaseException:
@@ -131,7 +133,7 @@ class _Restore:
         self._refuse_overwriting()
         self._require_room()
         for target in self.targets:
-            _require_own_backing(target.chain)
+            require_own_backing(target.chain)
         self.run.phase = "planned"
         self.engine.journal.write(self.run)
         self._clean()
@@ -175,19 +177,19 @@ class _Restore:
     def _publish(self) -> None:
         self.ties.step("committing")
         self.daemon.end()
+        self._refuse_overwriting()
         for target in self.targets:
             if target.partial.exists():
                 descriptor = os.open(target.partial, os.O_RDWR)
                 try:
                     if self.request.format == "raw":
-                        _punch_holes(descriptor)
+                        punch_holes(descriptor)
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
                 target.partial.rename(target.final)
         sync_directory(self.to)
         shutil.rmtree(self.daemon.directory, ignore_errors=True)
-        self.engine.journal.forget(self.run.task_id)
 
     # -- its steps ----------------------------------------------------------------------------
 
@@ -273,7 +275,13 @@ class _Restore:
         return [d for t, d in known.items() if not self.request.disks or t in self.request.disks]
 
     def _refuse_overwriting(self) -> None:
-        there = [str(target.final) for target in self.targets if target.final.exists()]
+        # Once published, the partial is gone and the final file is ours.
+        done = self.run.phase == "copied"
+        there = [
+            str(target.final)
+            for target in self.targets
+            if target.final.exists() and (target.partial.exists() or not done)
+        ]
         if there:
             raise DestinationExists(
                 f"Already there: {', '.join(there)}.",
@@ -338,55 +346,6 @@ class _Restore:
                 for t in self.targets
             ),
         )
-
-
-def _punch_holes(descriptor: int) -> None:
-    """Give back the room of what reads as zeroes: the job allocates it without writing to it.
-
-    Only ranges the file system itself calls holes are punched, so no byte changes. One that
-    cannot punch keeps the file at its full size.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    end = os.fstat(descriptor).st_size
-    data = 0
-    while data < end and (hole := os.lseek(descriptor, data, os.SEEK_HOLE)) < end:
-        try:
-            data = os.lseek(descriptor, hole, os.SEEK_DATA)
-        except OSError:  # ENXIO: no data from here to the end
-            data = end
-        # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, linux/falloc.h
-        if libc.fallocate(
-            descriptor, 0x01 | 0x02, ctypes.c_int64(hole), ctypes.c_int64(data - hole)
-        ):
-            return
-
-
-def _require_own_backing(chain: tuple[Path, ...]) -> None:
-    """Refuse an image whose header points elsewhere: crafted, or moved by hand.
-
-    :raises RepositoryUnusable: naming the image and what it points to.
-    """
-    for image, below in zip(chain, (*chain[1:], None), strict=True):
-        done = subprocess.run(
-            ["qemu-img", "info", "-U", "--output=json", "-f", "qcow2", str(image)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RepositoryUnusable(
-                f"{image} cannot be read: {done.stderr.strip()}.",
-                "Use a point of another chain.",
-            )
-        info = json.loads(done.stdout)
-        expected = f"../{below.parent.name}/{below.name}" if below else None
-        found = info.get("backing-filename")
-        data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
-        if found != expected or data_file:
-            raise RepositoryUnusable(
-                f"{image} points to {data_file or found}, its manifest to {expected}.",
-                "The image was altered; use a point of another chain.",
-            )
 
 
 def _destination(engine: Engine, to: str) -> Path:
