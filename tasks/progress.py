@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +47,7 @@ class Running:
         self._client = client
         self._lease = settings.lease_seconds
         self._host = settings.host
+        self._token = f"{settings.host} {uuid.uuid4()}"
         self._run = replace(run, state="running")
         self._latest: Progress | None = None
         self._changed = threading.Event()
@@ -53,16 +55,11 @@ class Running:
         self._thread = threading.Thread(
             target=self._keep, name=f"progress {run.task_id}", daemon=True
         )
-        self._final = "running"
 
     def report(self, progress: Progress) -> None:
         """Take a sample; never blocks."""
         self._latest = progress
         self._changed.set()
-
-    def ended(self) -> None:
-        """The task has its outcome: the run is closed when the ``with`` ends."""
-        self._final = "ended"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -91,19 +88,14 @@ class Running:
     def _flush(self, send: Callable[[Progress, RunRecord, str], None], *, final: bool) -> None:
         sample = self._latest
         try:
-            run = replace(self._run, state=self._final) if final else self._run
-            run.write(self._client)
-            lease = queues.lease_key(run.task_id)
-            if final:
-                self._client.delete(lease)
-            else:
-                self._client.set(lease, self._host, ex=self._lease)
+            self._hold(final)
             if sample is not None:
                 text = json.dumps(schemas.dump(sample))
-                self._client.set(queues.progress_key(run.task_id), text, ex=KEEP_PROGRESS)
+                key = queues.progress_key(self._run.task_id)
+                self._client.set(key, text, ex=KEEP_PROGRESS)
                 self._client.xadd(
                     queues.PROGRESS_STREAM,
-                    {"task": run.task_id, "progress": text},
+                    {"task": self._run.task_id, "progress": text},
                     maxlen=STREAM_LENGTH,
                 )
         except redis.RedisError as error:
@@ -111,6 +103,22 @@ class Running:
             return
         if sample is not None:
             send(sample, self._run, self._host)
+
+    def _hold(self, final: bool) -> None:
+        """Renew or give back the lease, unless another delivery of the task has it.
+
+        The record stays "running": the sweep ends it when the result is in the backend, since a
+        worker may still die between the one and the other.
+        """
+        lease = queues.lease_key(self._run.task_id)
+        holder: Any = self._client.get(lease)
+        if holder not in (None, self._token.encode()):
+            return
+        if final:
+            self._client.delete(lease)
+        else:
+            self._run.write(self._client)
+            self._client.set(lease, self._token, ex=self._lease)
 
 
 def in_words(progress: Progress) -> str:

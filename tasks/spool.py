@@ -6,6 +6,7 @@ says it was recorded. Recording is idempotent, so twice is harmless.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -79,6 +80,9 @@ class Spool:
 
     def _add(self, task_id: str, payload: dict[str, Any]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
+        # By content: a run that failed and later succeeded has two records to deliver.
+        digest = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:8]
+        task_id = f"{task_id}-{digest}"
         durable_write(self._directory / f"{task_id}.json", json.dumps(payload))
         try:
             # Before the result: who has seen the result finds the point in the catalog.

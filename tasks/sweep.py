@@ -8,6 +8,7 @@ finds the first at work and steps aside, or finds the committed point and return
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -37,12 +38,14 @@ def sweep(app: Celery, client: redis.Redis) -> list[str]:
         if run is None:
             client.srem(queues.OPEN_RUNS_KEY, task_id)
             continue
-        if client.exists(queues.lease_key(task_id)) or client.llen(run.queue):
+        if client.exists(queues.lease_key(task_id)):
             client.delete(_suspect_key(task_id))
             continue
         if app.backend.get_task_meta(task_id, cache=False)["status"] in READY:
-            # It ended while Redis was away: only its record was left open.
-            RunRecord(**{**run.__dict__, "state": "ended"}).write(client)
+            replace(run, state="ended").write(client)
+            continue
+        if client.llen(run.queue):
+            client.delete(_suspect_key(task_id))
             continue
         # Redis' own clock: suspected now, lost when still so after the grace time.
         if client.set(_suspect_key(task_id), "1", nx=True, ex=SUSPECTED):

@@ -83,19 +83,16 @@ def _add(
                 log.info("task %s: another delivery is at work on it", task_id)
                 raise Ignore from None
             except VirtvaultError as error:
-                running.ended()
                 spool.run(task_id, name, request, settings.host, started, error)
                 raise
             except Exception as error:
                 log.exception("task %s: a bug", task_id)
-                running.ended()
                 wrapped = WorkFailed(
                     f"Internal error: {type(error).__name__}: {error}.",
                     f"This is a bug; the worker's log on {settings.host} has the trace.",
                 )
                 spool.run(task_id, name, request, settings.host, started, wrapped)
                 raise wrapped from error
-            running.ended()
             spool.run(task_id, name, request, settings.host, started, None)
             return result
 

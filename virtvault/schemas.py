@@ -275,7 +275,7 @@ class SettingsSchema(_Strict):
     scratch_limit = f.Integer(validate=_at_least(2**20))
     freeze_timeout = f.Integer(validate=_at_least(1))
     guard_seconds = f.Float(validate=validate.Range(min=0.2, max=60))
-    nbd_clients = f.Integer(validate=_at_least(1))
+    nbd_clients = f.Integer(validate=_at_least(2))
     compression = f.String(validate=validate.OneOf(("none", "zstd")))
     repositories = f.Dict(keys=f.String(validate=NAME), values=f.Dict())
     default_repository = f.String()

@@ -170,7 +170,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
                 f"Cannot read the settings file {path}: {error.strerror}.",
                 "Mend its path in VIRTVAULT_CONFIG or --config.",
             ) from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidSettings(f"{path} is not TOML: {error}.", "Mend that line.") from error
     where = str(path) if path else "environment"
     for variable, text in environ.items():

@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from virtvault import schemas
 from virtvault.errors import (
     DomainBusy,
-    DomainStopped,
     NothingToBackUp,
     NotSupported,
-    UnknownDomain,
     VirtvaultError,
+    WorkFailed,
 )
 from virtvault.models import BackupRequest, BackupResult, DiskProgress, Point
 from workers import disks as disk_view
@@ -30,7 +29,7 @@ from workers.jobs import Detached
 from workers.journal import HeldElsewhere, Run
 from workers.plan import DiskPlan, bitmap_name, decide
 from workers.record import complete, draft_disk, result
-from workers.recovery import Undo, drop_old_bitmaps, reattach
+from workers.recovery import Undo, settle
 from workers.repository import DirectoryRepository, open_repository
 from workers.targets import Targets
 
@@ -50,15 +49,32 @@ def backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult:
     :raises Detached: the worker is stopping; the journal has the run.
     :raises Duplicate: another thread or process holds this very task.
     """
+    try:
+        done = _backup(engine, request, ties)
+    except (Detached, Duplicate):
+        raise
+    except BaseException as error:
+        _mark_failed(engine, ties.task_id, error)
+        engine.journal.wishes(ties.task_id).unlink(missing_ok=True)
+        raise
+    engine.journal.wishes(ties.task_id).unlink(missing_ok=True)
+    return done
+
+
+def _backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult:
     repository = open_repository(engine.settings, request.repository)
     domain = engine.hypervisor.domain(request.domain)
     name, uuid = domain.name(), domain.UUIDString()
     ties.domain = name
+    run = engine.journal.read(ties.task_id)
+    if run is None and (done := _committed_before(repository, uuid, ties.task_id)):
+        return result(done, 0.0)
     try:
         with engine.journal.hold(uuid, ties.task_id):
             run = engine.journal.read(ties.task_id)
             if run is None:
                 _clear_away(engine, uuid)
+                point = _point_id(ties.task_id)
                 run = Run(
                     task_id=ties.task_id,
                     kind="backup",
@@ -66,12 +82,11 @@ def backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult:
                     domain=name,
                     uuid=uuid,
                     repository=repository.name,
-                    point=_point_id(ties.task_id),
+                    point=point,
                     started=now(),
+                    bitmap=bitmap_name(repository.id, point),
+                    partial=str(repository.partial(uuid, point)),
                 )
-                done = _committed_before(repository, uuid, ties.task_id)
-                if done is not None:
-                    return result(done, 0.0)
             return Backup(engine, request, ties, repository, run).carry_on()
     except HeldElsewhere as held:
         if held.holder == ties.task_id:
@@ -99,45 +114,56 @@ class Backup:
         self.repository = repository
         self.run = run
         self.tag = run.point[-8:]
-        self.new_bitmap = bitmap_name(repository.id, run.point)
-        self.targets = Targets(engine, repository, run)
+        self.targets = Targets(engine.settings, run)
         self.job_seconds = 0.0
 
     def carry_on(self) -> BackupResult:
         """Go on from wherever the journal says this run is."""
         point = self.repository.of_task(self.run.uuid, self.run.point, self.run.task_id)
-        if point is not None:
-            self._settle(point)
-            return result(point, self.job_seconds)
-        undo = Undo(self.engine, self.run, self.repository)
+        if point is None:
+            point = self._commit_or_undo()
+        # From here on nothing is undone: the point is there.
+        self.run.phase = "committed"
+        self.run.error = ""
+        self.engine.journal.write(self.run)
         try:
-            if self.run.phase in ("copying", "copied"):
-                monitor = reattach(self.engine, self.run)
-            else:
-                if self.run.phase != "planned":
-                    undo.all()
-                monitor = self._begin()
-            try:
-                return self._finish(monitor)
-            finally:
-                monitor.close()
+            settle(self.engine, self.run, self.repository, point)
+        except VirtvaultError as error:
+            log.warning("point %s is committed, old bitmaps stay for now: %s", point.id, error)
+        return result(point, self.job_seconds)
+
+    def _commit_or_undo(self) -> Point:
+        undo = Undo(self.engine, self.run)
+        try:
+            if self.run.phase not in ("copying", "copied"):
+                if self.run.targets:
+                    undo.all()  # what an earlier worker had begun of it
+                self._begin()
+            elif self.run.error:
+                raise WorkFailed(f"The backup had failed before: {self.run.error}")
+            return self._finish()
         except Detached:
             log.info("task %s: detached in phase %s", self.run.task_id, self.run.phase)
             raise
         except BaseException as error:
+            # Durable before anything is undone: should that fail or be killed, what is left is
+            # known to be nobody's work in progress.
             self.run.error = str(error) or type(error).__name__
+            if self.run.phase != "planned":
+                self.engine.journal.write(self.run)
             try:
                 undo.all()
             except VirtvaultError as later:
-                # libvirt is away, say. The journal has it, and the worker tries again.
+                # libvirt is away, say. The worker's housekeeping tries again.
                 log.error("task %s: not all is undone yet: %s", self.run.task_id, later)
             raise
 
     # -- the story ----------------------------------------------------------------------------
 
-    def _begin(self) -> LibvirtMonitor:
+    def _begin(self) -> None:
         """Up to the jobs' start: plan, open targets, new bitmaps, the instant, jobs."""
         self.ties.step("preparing")
+        self.ties.check(self.engine.journal)
         monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
         _require_isolation(monitor)
         xml = monitor.xml()
@@ -152,10 +178,10 @@ class Backup:
                 "`virtvault disks` shows them.",
             )
         plans = {disk.target: self._plan(disk) for disk in chosen}
-        self.run.phase = "planned"
+        self.run.phase, self.run.error, self.run.draft = "planned", "", {}
         self.run.targets = [disk.target for disk in chosen]
         self.engine.journal.write(self.run)
-        self.ties.check(self.engine.journal)
+        self.repository.begin(self.run.uuid, self.run.point, xml)
         self.targets.open(chosen, plans, xml)
 
         self.run.phase = "standing"
@@ -172,15 +198,16 @@ class Backup:
         self.run.phase = "instant"
         self.engine.journal.write(self.run)
         self.ties.step("instant")
-        at, taken = now(), self._take_instant(monitor, chosen)
+        taken = self._take_instant(monitor, chosen)
+        chosen, plans = self._look_again(monitor, chosen, plans)
         self.run.draft = {
-            "instant": at,
+            "instant": taken.at,
             "consistency": "agent-frozen" if taken.frozen else "crash-consistent",
             "paused_ms": taken.paused_ms,
             "frozen_ms": taken.frozen_ms,
             "notes": list(taken.notes),
             "skipped": skipped,
-            "disks": [draft_disk(disk, plans[disk.target], self.new_bitmap) for disk in chosen],
+            "disks": [draft_disk(disk, plans[disk.target], self.run.bitmap) for disk in chosen],
             "qemu": monitor.execute("query-version")["qemu"],
             "jobs_started": time.time(),
         }
@@ -189,14 +216,16 @@ class Backup:
         self._start_jobs(monitor, chosen, plans)
         self.run.phase = "copying"
         self.engine.journal.write(self.run)
-        self.ties.step("copying", at)
-        return monitor
 
-    def _finish(self, monitor: LibvirtMonitor) -> BackupResult:
-        """From running jobs to a published point."""
+    def _finish(self) -> Point:
+        """From running jobs to a published point, by the worker that began or by a later one."""
         if self.run.phase == "copying":
             self.ties.step("copying", self.run.draft["instant"])
-            done = jobs.follow(monitor, self._jobs(), self.engine.pace, self._sample)
+            monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
+            try:
+                done = jobs.follow(monitor, self._jobs(), self.engine.pace, self._sample)
+            finally:
+                monitor.close()
             self.job_seconds = max(0.0, time.time() - self.run.draft["jobs_started"])
             for disk in self.run.draft["disks"]:
                 disk["transferred"] = done[disk["target"]]
@@ -206,16 +235,11 @@ class Backup:
             self.engine.journal.write(self.run)
         self.ties.step("closing")
         self.targets.close()
-        try:
-            Undo(self.engine, self.run, self.repository).qemu(monitor, keep_bitmap=True)
-        except DomainStopped:
-            # It ended after its disks were copied and flushed: the point is whole.
-            log.info("task %s: domain %s has ended meanwhile", self.run.task_id, self.run.domain)
+        Undo(self.engine, self.run).in_qemu(keep_bitmap=True)
         self.ties.step("committing")
         point = complete(self.run, self.repository, self.settings)
         self.repository.commit(point)
-        self._settle(point)
-        return result(point, self.job_seconds)
+        return point
 
     # -- its steps ----------------------------------------------------------------------------
 
@@ -227,6 +251,31 @@ class Backup:
             self.repository.parents(self.run.uuid, disk.target),
         )
 
+    def _look_again(
+        self, monitor: LibvirtMonitor, chosen: list[Disk], plans: dict[str, DiskPlan]
+    ) -> tuple[list[Disk], dict[str, DiskPlan]]:
+        """The disks and plans as they are now, after the instant.
+
+        A snapshot taken between plan and instant has put an overlay on top, with an empty bitmap
+        of the parent's name: what the guest wrote by then is in bitmaps the plan did not know.
+
+        :raises WorkFailed: the disks changed so that the images made for them do not fit.
+        """
+        found = {d.target: d for d in disk_view.discover(monitor, monitor.xml())}
+        now_there = [found[d.target] for d in chosen if d.target in found]
+        fresh = {
+            d.target: self._plan(d) if plans[d.target].parent else plans[d.target]
+            for d in now_there
+        }
+        if len(now_there) != len(chosen) or any(
+            plan.parent != plans[target].parent for target, plan in fresh.items()
+        ):
+            raise WorkFailed(
+                f"The disks of domain {self.run.domain} were changed while the backup began.",
+                "Back up again.",
+            )
+        return now_there, fresh
+
     def _add_new_bitmaps(self, monitor: LibvirtMonitor, chosen: list[Disk]) -> None:
         """Before the instant: from here on each disk's new bitmap misses nothing."""
         monitor.execute(
@@ -236,7 +285,7 @@ class Backup:
                     "type": "block-dirty-bitmap-add",
                     "data": {
                         "node": disk.node,
-                        "name": self.new_bitmap,
+                        "name": self.run.bitmap,
                         "persistent": disk.persistent,
                     },
                 }
@@ -284,25 +333,13 @@ class Backup:
                     },
                 }
             )
-        # Grouped: the point is all its disks or nothing, so one failure ends all.
-        grouped = {"properties": {"completion-mode": "grouped"}} if len(actions) > 1 else {}
-        monitor.execute("transaction", actions=actions, **grouped)
+        # Started together, but not `grouped`: there QEMU itself cancels the others when one fails,
+        # and waits for them in its main loop; behind a stalled target the guest would stand.
+        monitor.execute("transaction", actions=actions)
 
     def _sample(self, disks: tuple[DiskProgress, ...]) -> None:
         self.ties.sample(disks)
         self.ties.check(self.engine.journal)
-
-    def _settle(self, point: Point) -> None:
-        """After the commit: parents' bitmaps are not needed any more."""
-        self.run.phase = "committed"
-        self.engine.journal.write(self.run)
-        try:
-            monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
-            drop_old_bitmaps(monitor, self.repository, point)
-        except (DomainStopped, UnknownDomain) as error:
-            log.info("old bitmaps of domain %s stay until it runs: %s", self.run.domain, error)
-        self.targets.remove()
-        self.engine.journal.forget(self.run.task_id)
 
     # -- small things -------------------------------------------------------------------------
 
@@ -338,7 +375,19 @@ def _clear_away(engine: Engine, uuid: str) -> None:
                 "is about to take up again.",
                 f"Wait for it, or stop it with `virtvault cancel {run.task_id}`.",
             )
-        Undo(engine, run, open_repository(engine.settings, run.repository)).all()
+        Undo(engine, run).all()
+
+
+def _mark_failed(engine: Engine, task_id: str, error: BaseException) -> None:
+    """Say in the journal, where it still has the run, that the task has failed.
+
+    The repository or libvirt may not even have been reached: then the run is taken up by
+    :func:`workers.recovery.tidy` when they are back, not by this task any more.
+    """
+    run = engine.journal.read(task_id)
+    if run is not None and run.phase != "committed" and not run.error:
+        run.error = str(error) or type(error).__name__
+        engine.journal.write(run)
 
 
 def _committed_before(repository: DirectoryRepository, uuid: str, task_id: str) -> Point | None:

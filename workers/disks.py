@@ -69,6 +69,7 @@ class Disk:
     layers: tuple[Layer, ...] = ()
     skip: str = ""
     shared: bool = False
+    compat: str = ""
 
     @property
     def node(self) -> str:
@@ -78,7 +79,7 @@ class Disk:
     @property
     def persistent(self) -> bool:
         """Whether bitmaps on the active layer survive a power cycle."""
-        return self.format == "qcow2"
+        return self.format == "qcow2" and self.compat != "0.10"
 
     def info(self) -> DiskInfo:
         """What an operator is shown."""
@@ -203,6 +204,7 @@ def _disk(element: ElementTree.Element, blocks: list[dict[str, Any]], graph: Gra
         virtual_size=image.get("virtual-size", 0),
         layers=layers,
         shared=element.find("shareable") is not None,
+        compat=image.get("format-specific", {}).get("data", {}).get("compat", ""),
     )
     skip = _why_skipped(element, disk)
     return Disk(**{**disk.__dict__, "skip": skip}) if skip else disk

@@ -155,6 +155,14 @@ class Hypervisor:
             )
         return LibvirtMonitor(self, domain.UUIDString(), domain.name())
 
+    def is_active(self, uuid: str) -> bool:
+        """Whether the domain runs (or is paused) now."""
+        try:
+            domain = self.domain(uuid)
+        except UnknownDomain:
+            return False
+        return bool(self.call("domain state", lambda _: domain.isActive()))
+
     def versions(self) -> dict[str, str]:
         """Versions of libvirt and of QEMU as libvirt knows it."""
 
@@ -268,7 +276,12 @@ def _translated(error: libvirt.libvirtError, what: str) -> Exception:
     text = error.get_error_message()
     if code in _GONE:
         return DomainStopped(f"{what}: {text}.", "Start the domain and back it up again.")
-    if code in (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_NO_CONNECT):
+    # A hung or ended libvirtd shows as an internal error of the RPC layer, not as one code.
+    if error.get_error_domain() == libvirt.VIR_FROM_RPC or code in (
+        libvirt.VIR_ERR_RPC,
+        libvirt.VIR_ERR_SYSTEM_ERROR,
+        libvirt.VIR_ERR_NO_CONNECT,
+    ):
         return NotReachable(f"{what}: libvirt does not answer: {text}.", "See libvirtd's log.")
     return MonitorError(f"{what} failed: {text}.")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 from virtvault.errors import GuestAgentFailed, MonitorError, VirtvaultError, WorkFailed
 from virtvault.settings import Settings
+from workers.engine import now
 from workers.hypervisor import LibvirtMonitor
 
 __all__ = ["Instant", "take"]
@@ -25,10 +27,15 @@ __all__ = ["Instant", "take"]
 log = logging.getLogger(__name__)
 
 
+# Guards that still undo something; kept so that they are reaped.
+_at_work: list[subprocess.Popen[str]] = []
+
+
 @dataclass(frozen=True)
 class Instant:
-    """How it went. Times are milliseconds."""
+    """How it went: ``at`` in UTC, the rest in milliseconds."""
 
+    at: str
     frozen: bool
     paused_ms: float
     frozen_ms: float
@@ -48,6 +55,7 @@ def take(
     :param freeze: ``auto``, ``always`` or ``never``; a guest that does not run cannot freeze.
     :param stop: whether the guest's CPUs must stand during ``swap``.
     :raises GuestAgentFailed: ``always`` and the agent did not freeze.
+    :raises WorkFailed: the guest ran during a swap that it must not run in.
     """
     running = monitor.execute("query-status")["running"]
     notes: list[str] = []
@@ -57,10 +65,9 @@ def take(
             f"Domain {monitor.name}: freeze was demanded and the guest agent does not answer.",
             "Start qemu-guest-agent in the guest, or use --freeze auto.",
         )
-    stop = stop and running
-    if not agent and not stop:
-        swap()
-        return Instant(False, 0.0, 0.0, tuple(notes))
+    if not agent and not (stop and running):
+        at = _standing(monitor, swap) if stop else _moving(swap)
+        return Instant(at, False, 0.0, 0.0, tuple(notes))
     with _guard(monitor, settings) as began:
         return _take(monitor, settings, agent, freeze, stop, swap, notes, began)
 
@@ -83,7 +90,7 @@ def _take(
             frozen, frozen_from = True, time.monotonic()
         except MonitorError as error:
             # It may have frozen all the same and only answered late: thaw whatever it says.
-            _thaw(monitor, settings, notes)
+            _thaw(monitor, settings, notes, began)
             if freeze == "always":
                 raise GuestAgentFailed(
                     f"Domain {monitor.name}: the guest agent did not freeze: {error.message}",
@@ -96,24 +103,43 @@ def _take(
             from_ = time.monotonic()
             try:
                 monitor.execute("stop")
-                swap()
-                if monitor.execute("query-status")["running"]:
-                    raise WorkFailed(
-                        f"Domain {monitor.name}: the guest ran on while its disks were swapped, "
-                        f"so they have no common instant (the swap took {_ms(from_):g} ms).",
-                        "The pause guard or somebody else resumed it. Back up again; raise "
-                        "guard_seconds where this host is slow.",
-                    )
+                at = _standing(monitor, swap)
             finally:
                 monitor.execute("cont")
+                began("running")
                 paused_ms = _ms(from_)
         else:
-            swap()
+            at = _moving(swap)
     finally:
-        if frozen and _thaw(monitor, settings, notes) == 0:
+        if frozen and _thaw(monitor, settings, notes, began) == 0:
             frozen = False
             notes.append("the file systems had been thawed before the instant was over")
-    return Instant(frozen, paused_ms, _ms(frozen_from) if frozen else 0.0, tuple(notes))
+    return Instant(at, frozen, paused_ms, _ms(frozen_from) if frozen else 0.0, tuple(notes))
+
+
+def _moving(swap: Callable[[], None]) -> str:
+    """One disk: its swap is the instant, whether the guest runs or not."""
+    at = now()
+    swap()
+    return at
+
+
+def _standing(monitor: LibvirtMonitor, swap: Callable[[], None]) -> str:
+    """Several disks: the instant is all the time that the guest stands.
+
+    :raises WorkFailed: it ran before the last was swapped.
+    """
+    at = now()
+    from_ = time.monotonic()
+    swap()
+    if monitor.execute("query-status")["running"]:
+        raise WorkFailed(
+            f"Domain {monitor.name}: the guest ran on while its disks were swapped, so they have "
+            f"no common instant (the swap took {_ms(from_):g} ms).",
+            "The pause guard or somebody else resumed it. Back up again; raise guard_seconds "
+            "where this host is slow.",
+        )
+    return at
 
 
 def _agent_connected(monitor: LibvirtMonitor, notes: list[str]) -> bool:
@@ -128,23 +154,32 @@ def _agent_connected(monitor: LibvirtMonitor, notes: list[str]) -> bool:
     return True
 
 
-def _thaw(monitor: LibvirtMonitor, settings: Settings, notes: list[str]) -> int | None:
-    """Thaw; gives how many file systems that were frozen until now, None where not known."""
+def _thaw(
+    monitor: LibvirtMonitor, settings: Settings, notes: list[str], began: Callable[[str], None]
+) -> int | None:
+    """Thaw; gives how many file systems were frozen until now, None where that is not known.
+
+    Where it fails the guard, which was not told "thawed", goes on trying.
+    """
     try:
         count: int = monitor.agent("guest-fsfreeze-thaw", settings.freeze_timeout)
-        return count
     except VirtvaultError as error:
-        log.error("domain %s: thaw failed: %s", monitor.name, error)
-        notes.append(f"thaw failed: {error.message}")
+        log.error("domain %s: thaw failed, the guard tries on: %s", monitor.name, error)
+        notes.append(f"thaw failed and was left to the guard: {error.message}")
         return None
+    began("thawed")
+    return count
 
 
 @contextmanager
 def _guard(monitor: LibvirtMonitor, settings: Settings) -> Iterator[Callable[[str], None]]:
-    """Arm the guard; yields a function that tells it what is being begun.
+    """Arm the guard; yields a function that tells it what begins (and what is over).
+
+    When we let go of it, dead or alive, it undoes what it was not told to be over.
 
     :raises WorkFailed: it does not start: then nothing may be paused.
     """
+    _at_work[:] = [process for process in _at_work if process.poll() is None]
     process = subprocess.Popen(
         [
             sys.executable,
@@ -162,27 +197,29 @@ def _guard(monitor: LibvirtMonitor, settings: Settings) -> Iterator[Callable[[st
         start_new_session=True,
     )
     assert process.stdin and process.stdout
+    stdin, stdout = process.stdin, process.stdout
+
+    def began(what: str) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            print(what, file=stdin, flush=True)
+
     try:
-        if process.stdout.readline() != "armed\n":
+        ready, _, _ = select.select([stdout], [], [], settings.qmp_timeout)
+        if not ready or stdout.readline() != "armed\n":
+            process.kill()
             raise WorkFailed(
                 f"Domain {monitor.name}: the pause guard did not start; the guest was not paused.",
                 "See the worker's log; start libvirtd where it is down.",
             )
-        stdin = process.stdin
-
-        def began(what: str) -> None:
-            print(what, file=stdin, flush=True)
-
         yield began
-        with contextlib.suppress(BrokenPipeError):
-            began("done")
     finally:
-        # Left without "done" the guard takes the end of input for our death and undoes.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(settings.guard_seconds + settings.freeze_timeout + 5)
-        process.stdout.close()
+            stdin.close()
+        stdout.close()
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            _at_work.append(process)
 
 
 def _ms(from_: float) -> float:

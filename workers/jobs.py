@@ -18,6 +18,12 @@ from workers.monitor import Monitor
 __all__ = ["Detached", "Pace", "cancel", "dismiss", "follow", "listed"]
 
 
+BROKEN = (
+    "the snapshot was given up so that the guest could go on: its scratch image was full, failed "
+    "or stalled (see scratch_limit and scratch_dir)"
+)
+
+
 class Detached(BaseException):
     """The worker is stopping: leave the job to QEMU and the run to the next worker.
 
@@ -74,8 +80,10 @@ def follow(
                 )
         mine = {target: now[job] for job, target in jobs.items()}
         sample(tuple(_progress(target, job) for target, job in mine.items()))
-        if all(job["status"] == "concluded" for job in mine.values()):
-            _raise_on_error(mine)
+        ended = {target: job for target, job in mine.items() if job["status"] == "concluded"}
+        # At the first failure, whatever the others do: a point is all its disks or nothing.
+        _raise_on_error(ended)
+        if len(ended) == len(mine):
             return {target: job["offset"] for target, job in mine.items()}
         done = sum(job["offset"] for job in mine.values())
         if done != before or any(
@@ -130,8 +138,10 @@ def _progress(target: str, job: dict[str, Any]) -> DiskProgress:
 
 def _raise_on_error(mine: Mapping[str, dict[str, Any]]) -> None:
     errors = {target: job["error"] for target, job in mine.items() if job.get("error")}
-    # Grouped jobs are cancelled when one fails: name the cause before its consequences.
+    # Name a cause before what may be its consequence.
     causes = {t: e for t, e in errors.items() if "cancel" not in e.lower()} or errors
+    # What QEMU says of a snapshot that it gave up for the guest's sake (on-cbw-error).
+    causes = {t: BROKEN if e == "Permission denied" else e for t, e in causes.items()}
     if causes:
         raise JobFailed(
             "The copy failed: " + "; ".join(f"disk {t}: {e}" for t, e in causes.items()) + ".",

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from virtvault.errors import DomainBusy
+from virtvault.errors import DomainBusy, InvalidRequest
 
 __all__ = ["Journal", "Run", "durable_write", "sync_directory"]
 
 
+TASK_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,149}")
 # Seconds; as long as Celery keeps results.
 KEEP_RESULTS = 7 * 86400
 
@@ -32,7 +34,9 @@ class Run:
 
     ``phase``: ``planned`` → ``standing`` (nodes and bitmaps are being made in QEMU) → ``instant``
     (the guest may be paused by us) → ``copying`` (all jobs were started) → ``copied`` (all ended
-    well and their images are flushed) → ``committed``; or ``undoing``.
+    well and their images are flushed) → ``committed``; or ``undoing``. ``error`` is set once the
+    run has failed: what is left to undo is then anybody's to undo. ``bitmap`` is the new bitmap's
+    name and ``partial`` the point's directory: undoing needs no repository that can be opened.
     """
 
     task_id: str
@@ -44,6 +48,8 @@ class Run:
     point: str
     started: str
     phase: str = "planned"
+    bitmap: str = ""
+    partial: str = ""
     was_running: bool = False
     draft: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
@@ -73,7 +79,6 @@ class Journal:
     def forget(self, task_id: str) -> None:
         """Nothing is left to do for this run."""
         self._path(task_id).unlink(missing_ok=True)
-        self.wishes(task_id).unlink(missing_ok=True)
 
     def finish(self, task_id: str, result: dict[str, Any]) -> None:
         """The run is done and leaves nothing that tells: remember its result for some days."""
@@ -100,7 +105,7 @@ class Journal:
 
     def wishes(self, task_id: str) -> Path:
         """The file whose presence asks the run to cancel: seen across processes and restarts."""
-        return self._runs / f"{task_id}.cancel"
+        return self._runs / f"{checked(task_id)}.cancel"
 
     @contextmanager
     def hold(self, key: str, task_id: str) -> Iterator[None]:
@@ -131,7 +136,7 @@ class Journal:
             os.close(descriptor)
 
     def _path(self, task_id: str) -> Path:
-        return self._runs / f"{task_id}.json"
+        return self._runs / f"{checked(task_id)}.json"
 
 
 class HeldElsewhere(DomainBusy):
@@ -140,6 +145,18 @@ class HeldElsewhere(DomainBusy):
     def __init__(self, message: str, mend: str = "", holder: str = "") -> None:
         super().__init__(message, mend)
         self.holder = holder
+
+
+def checked(task_id: str) -> str:
+    """A task id that may become a file name.
+
+    :raises InvalidRequest: it may not.
+    """
+    if not TASK_ID.fullmatch(task_id):
+        raise InvalidRequest(
+            f"task id {task_id!r}: use letters, digits, '_', '.', '-'.", "Mend it."
+        )
+    return task_id
 
 
 def durable_write(path: Path, text: str) -> None:

@@ -106,19 +106,25 @@ def _sources(disk: Disk, name: str, source: str) -> tuple[tuple[tuple[str, str],
 
     libvirt re-creates active bitmaps *empty* on a new snapshot overlay: one layer's bitmap alone
     may look right and miss all that was written before the snapshot. So every layer from the
-    active one down to the image that was active at the point must have it.
+    active one down to the image that was active at the point must have it. Deeper ones count too
+    where they have it: a file name comes again (snapshot, commit, snapshot under the same name),
+    and then the image of that name is not the one that was active at the point.
     """
     found = []
+    reached = False
     for layer in disk.layers:
         bitmap = layer.bitmaps.get(name)
         if bitmap is None:
+            if reached:
+                continue
             return (), f"image {layer.filename} has no bitmap since the point"
         if bitmap.trouble:
             return (), f"the bitmap on {layer.filename} {bitmap.trouble}"
         found.append((layer.node, name))
-        if layer.filename == source:
-            return tuple(found), ""
-    return (), f"image {source}, active at the point, is not in the backing chain any more"
+        reached = reached or layer.filename == source
+    if not reached:
+        return (), f"image {source}, active at the point, is not in the backing chain any more"
+    return tuple(found), ""
 
 
 def _full(reason: str) -> DiskPlan:

@@ -204,7 +204,7 @@ def _repository(engine: Engine, name: str) -> CheckLine:
 def _each(engine: Engine, task_id: str, command: str, status: str, done: str) -> str:
     """Run a job command on the run's jobs in that status.
 
-    One that has copied its part is ``waiting`` for the others of its group and takes none.
+    One that has copied its part has ended, and takes none.
     """
     run = engine.journal.read(task_id)
     if run is None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 
 from virtvault.errors import (
     DomainStopped,
     MonitorError,
+    RepositoryUnusable,
     UnknownDomain,
     VirtvaultError,
     WorkFailed,
@@ -23,11 +25,11 @@ from workers.engine import Engine
 from workers.hypervisor import LibvirtMonitor
 from workers.isolation import Names
 from workers.journal import Run
-from workers.plan import bitmap_name, point_of
+from workers.plan import point_of
 from workers.repository import DirectoryRepository, open_repository
 from workers.targets import Targets
 
-__all__ = ["Undo", "drop_old_bitmaps", "reattach", "tidy"]
+__all__ = ["Undo", "settle", "tidy"]
 
 log = logging.getLogger(__name__)
 
@@ -35,58 +37,68 @@ log = logging.getLogger(__name__)
 CANCEL_SECONDS = 30.0
 
 
-def reattach(engine: Engine, run: Run) -> LibvirtMonitor:
-    """The monitor of a run whose jobs go on in QEMU without us.
-
-    :raises DomainStopped: the domain, and so the jobs, have ended.
-    """
-    log.info("task %s: taking up point %s in phase %s", run.task_id, run.point, run.phase)
-    return engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
-
-
 class Undo:
     """The way back of one backup run, the same for failure, cancel and recovery."""
 
-    def __init__(self, engine: Engine, run: Run, repository: DirectoryRepository) -> None:
+    def __init__(self, engine: Engine, run: Run) -> None:
         self.engine = engine
         self.run = run
-        self.repository = repository
         self.tag = run.point[-8:]
-        self.targets = Targets(engine, repository, run)
+        self.targets = Targets(engine.settings, run)
 
     def all(self) -> None:
         """Leave the guest, QEMU and the repository as if the run had not been.
 
         Parents' bitmaps never stopped recording, so no interval is lost. The journal stays until
-        the end: where libvirt is away now, the undo is taken up again later.
+        the end: where libvirt or the repository is away now, the undo is taken up again later.
         """
         # First of all: a stalled export would hold up QEMU's main loop, and with it the guest, in
         # each of the steps that follow. Killed, it fails what is in flight; the guest's own
         # writes go on, since a broken snapshot is nothing to them.
         self.targets.kill()
         if self.run.phase != "planned":
-            try:
-                monitor = self.engine.hypervisor.monitor(
-                    self.engine.hypervisor.domain(self.run.uuid)
-                )
-                if self.run.phase == "instant" and self.run.was_running:
-                    self._end_pause(monitor)
-                self.run.phase = "undoing"
-                self.engine.journal.write(self.run)
-                self.qemu(monitor, keep_bitmap=False)
-            except (DomainStopped, UnknownDomain) as error:
-                # Nodes, jobs and filters ended with QEMU; a bitmap it stored in an image counts
-                # from a point that will never be, and goes with the next backup.
-                log.info("task %s: nothing to undo in QEMU: %s", self.run.task_id, error)
-        self.repository.discard(self.run.uuid, self.run.point)
+            self.in_qemu(keep_bitmap=False)
+        try:
+            shutil.rmtree(self.run.partial)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RepositoryUnusable(
+                f"{self.run.partial} cannot be removed: {error.strerror}.",
+                "Mend the repository; the worker tries again.",
+            ) from error
         self.targets.remove()
         self.engine.journal.forget(self.run.task_id)
 
-    def qemu(self, monitor: LibvirtMonitor, *, keep_bitmap: bool) -> None:
+    def in_qemu(self, *, keep_bitmap: bool) -> None:
         """Take everything of the run out of QEMU but, after success, the new bitmap.
 
-        A domain that ended meanwhile took it all along.
+        :raises VirtvaultError: not all of it could be taken out.
         """
+        try:
+            domain = self.engine.hypervisor.domain(self.run.uuid)
+            monitor = self.engine.hypervisor.monitor(domain)
+        except (DomainStopped, UnknownDomain) as error:
+            # Nodes, jobs and filters ended with QEMU; a bitmap it stored in an image counts from
+            # a point that will never be, and goes with the next backup.
+            log.info("task %s: nothing to take out of QEMU: %s", self.run.task_id, error)
+            return
+        try:
+            if self.run.phase == "instant" and self.run.was_running:
+                self._end_pause(monitor)
+            if not keep_bitmap:
+                self.run.phase = "undoing"
+                self.engine.journal.write(self.run)
+            self._qemu(monitor, keep_bitmap=keep_bitmap)
+        except DomainStopped as error:
+            # Only where it really has: a refusal that looks alike must not leave a filter behind.
+            if self.engine.hypervisor.is_active(self.run.uuid):
+                raise
+            log.info("task %s: domain ended meanwhile: %s", self.run.task_id, error)
+        finally:
+            monitor.close()
+
+    def _qemu(self, monitor: LibvirtMonitor, *, keep_bitmap: bool) -> None:
         found = disk_view.discover(monitor, monitor.xml())
         # A disk unplugged meanwhile is not found any more, its nodes and job are.
         targets = {d.target for d in found} | set(self.run.targets)
@@ -106,26 +118,52 @@ class Undo:
         for names in every:
             isolation.remove_nodes(monitor, names)
         if not keep_bitmap:
-            name = bitmap_name(self.repository.id, self.run.point)
             for disk in disk_view.discover(monitor, monitor.xml()):
-                _remove_bitmap(monitor, disk, name)
+                _remove_bitmap(monitor, disk, self.run.bitmap)
 
     def _end_pause(self, monitor: LibvirtMonitor) -> None:
         """The worker died at the instant and so, perhaps, did the guard."""
-        status = monitor.execute("query-status")
-        if status["status"] == "paused":
+        if monitor.execute("query-status")["status"] == "paused":
             log.warning("domain %s: resuming the guest its dead backup paused", self.run.domain)
             monitor.execute("cont")
+        if self.run.request.get("freeze") != "never":
+            # Harmless where nothing is frozen, and without an agent nothing can be.
+            with contextlib.suppress(MonitorError):
+                monitor.agent("guest-fsfreeze-thaw", self.engine.settings.freeze_timeout)
+
+
+def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Point) -> None:
+    """After the commit: parents' bitmaps are not needed any more, nor is the journal."""
+    try:
+        monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
+        try:
+            drop_old_bitmaps(monitor, repository, point)
+        finally:
+            monitor.close()
+    except (DomainStopped, UnknownDomain) as error:
+        log.info("old bitmaps of domain %s stay until it runs: %s", run.domain, error)
+    Targets(engine.settings, run).remove()
+    engine.journal.forget(run.task_id)
 
 
 def tidy(engine: Engine) -> None:
-    """Take up again what could not be undone when its run failed."""
+    """Finish what could not be undone, or settled, when its run ended."""
     for run in engine.journal.all():
-        if run.kind != "backup" or not run.error:
+        if run.kind != "backup" or not (run.error or run.phase == "committed"):
             continue
-        # Held: a new run of that domain is just doing this itself.
-        with contextlib.suppress(VirtvaultError), engine.journal.hold(run.uuid, run.task_id):
-            Undo(engine, run, open_repository(engine.settings, run.repository)).all()
+        try:
+            # Held: a new run of that domain is just doing this itself.
+            with engine.journal.hold(run.uuid, run.task_id):
+                if engine.journal.read(run.task_id) is None:
+                    continue
+                if run.phase != "committed":
+                    Undo(engine, run).all()
+                    continue
+                repository = open_repository(engine.settings, run.repository)
+                settle(engine, run, repository, repository.find(run.point))
+        except (VirtvaultError, OSError) as error:
+            # One run's trouble must not keep the others from being tidied.
+            log.info("task %s is tidied later: %s", run.task_id, error)
 
 
 def drop_old_bitmaps(

@@ -4,6 +4,7 @@ qemu-storage-daemon, so that progress, pause, cancel and recovery are those of a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -62,6 +63,18 @@ def restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResul
     :raises Detached: the worker is stopping; the journal has the run.
     :raises Duplicate: another thread or process holds this very task.
     """
+    try:
+        done = _restore(engine, request, ties)
+    except (Detached, Duplicate):
+        raise
+    except BaseException:
+        engine.journal.wishes(ties.task_id).unlink(missing_ok=True)
+        raise
+    engine.journal.wishes(ties.task_id).unlink(missing_ok=True)
+    return done
+
+
+def _restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResult:
     repository = open_repository(engine.settings, request.repository)
     point = repository.find(request.point)
     ties.domain = point.domain
@@ -164,13 +177,13 @@ class _Restore:
         try:
             jobs.follow(monitor, ours, self.engine.pace, self._sample)
             self.ties.step("closing")
-            jobs.dismiss(monitor, ours)
             for target in self.targets:
                 # Reopening read-only flushes and, unlike closing, says when that fails.
                 node = self._destination_node(target, read_only=True)
                 monitor.execute("blockdev-reopen", options=[node])
         finally:
             monitor.close()
+        # The jobs are not dismissed before: they end with their daemon.
         self.run.phase = "copied"
         self.engine.journal.write(self.run)
 
@@ -187,7 +200,7 @@ class _Restore:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-                target.partial.rename(target.final)
+                _publish_file(target.partial, target.final)
         sync_directory(self.to)
         shutil.rmtree(self.daemon.directory, ignore_errors=True)
 
@@ -239,8 +252,7 @@ class _Restore:
             }
             for target in self.targets
         ]
-        grouped = {"properties": {"completion-mode": "grouped"}} if len(actions) > 1 else {}
-        monitor.execute("transaction", actions=actions, **grouped)
+        monitor.execute("transaction", actions=actions)
 
     def _sample(self, disks: tuple[DiskProgress, ...]) -> None:
         self.ties.sample(disks)
@@ -260,7 +272,9 @@ class _Restore:
         self.daemon.end()
         shutil.rmtree(self.daemon.directory, ignore_errors=True)
         for target in self.targets:
-            target.partial.unlink(missing_ok=True)
+            # The destination may not be there yet, or be a file: then nothing of ours is in it.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                target.partial.unlink()
 
     # -- bad input ----------------------------------------------------------------------------
 
@@ -280,7 +294,10 @@ class _Restore:
         there = [
             str(target.final)
             for target in self.targets
-            if target.final.exists() and (target.partial.exists() or not done)
+            if target.final.exists()
+            and (
+                not done or (target.partial.exists() and not target.partial.samefile(target.final))
+            )
         ]
         if there:
             raise DestinationExists(
@@ -346,6 +363,26 @@ class _Restore:
                 for t in self.targets
             ),
         )
+
+
+def _publish_file(partial: Path, final: Path) -> None:
+    """Give the file its name, never over another that came meanwhile.
+
+    :raises DestinationExists: one did.
+    """
+    try:
+        os.link(partial, final)
+    except FileExistsError as error:
+        if not partial.samefile(final):
+            raise DestinationExists(
+                f"{final} appeared while it was being restored.",
+                "Remove it, or restore into another directory.",
+            ) from error
+    except OSError:
+        # A file system without hard links: looked at a moment ago.
+        partial.rename(final)
+        return
+    partial.unlink()
 
 
 def _destination(engine: Engine, to: str) -> Path:

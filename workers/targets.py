@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from virtvault.settings import Settings
 from workers import exports
 from workers.disks import Disk
-from workers.engine import Engine
 from workers.exports import Export
 from workers.journal import Run
 from workers.plan import DiskPlan
-from workers.repository import DirectoryRepository
 from workers.repository.directory import create_image
 
 __all__ = ["Targets"]
@@ -20,18 +19,17 @@ __all__ = ["Targets"]
 class Targets:
     """The exports of one run, found again from its journal."""
 
-    def __init__(self, engine: Engine, repository: DirectoryRepository, run: Run) -> None:
-        self._settings = engine.settings
-        self._repository = repository
+    def __init__(self, settings: Settings, run: Run) -> None:
+        self._settings = settings
         self._run = run
         tag = run.point[-8:]
-        self._sockets = Path(engine.settings.runtime_dir, tag)
-        self._spare = engine.settings.scratch / tag
+        self._sockets = Path(settings.runtime_dir, tag)
+        self._spare = settings.scratch / tag
 
     def image(self, target: str) -> Export:
         """The export of a disk's image in the repository."""
-        partial = self._repository.partial(self._run.uuid, self._run.point)
-        return Export(target, f"{self._sockets / target}.t", str(partial / f"{target}.qcow2"))
+        image = f"{self._run.partial}/{target}.qcow2"
+        return Export(target, f"{self._sockets / target}.t", image)
 
     def scratch(self, target: str) -> Export:
         """The export of a disk's scratch image."""
@@ -42,7 +40,6 @@ class Targets:
 
         :raises RepositoryUnusable: the repository or the scratch directory cannot be written.
         """
-        self._repository.begin(self._run.uuid, self._run.point, xml)
         self._spare.mkdir(parents=True, mode=0o700, exist_ok=True)
         self._sockets.mkdir(parents=True, exist_ok=True)
         # QEMU's own user must reach the sockets; it can open only the ones given to it.

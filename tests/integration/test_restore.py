@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
-import subprocess
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +28,7 @@ from tests.integration.test_points import (
     qemu_img,
     until,
 )
-from tests.lab import DiskSpec, Guest, assert_same
+from tests.lab import DiskSpec, Guest, Hypervisor, assert_same
 from virtvault.errors import (
     Cancelled,
     DestinationExists,
@@ -39,6 +42,7 @@ from virtvault.errors import (
     VirtvaultError,
 )
 from virtvault.models import Progress, RestoreRequest, RestoreResult
+from virtvault.settings import RepositorySettings, Settings
 from workers.backup import Duplicate
 from workers.engine import Engine, Ties
 from workers.jobs import Detached
@@ -47,18 +51,60 @@ from workers.restore import daemon_of, restore
 ODD = 64 * MIB + 3 * 512
 
 
-@pytest.fixture
-def chain(boot: Callable[..., Guest], points: Callable[[Guest], Points]) -> Points:
+@pytest.fixture(scope="module")
+def taken(hypervisor: Hypervisor) -> Iterator[Points]:
     """Three points, full and two incrementals, of a qcow2 and an odd-sized raw disk."""
-    taken = points(boot(DiskSpec("vda", "qcow2", 64 * MIB), DiskSpec("vdb", "raw", ODD)))
-    for value in (1, 2, 3):
-        give_new_content(taken.guest, value)
-        for target in taken.guest.disks:
-            taken.guest.qemu_io(target, f"write -P {value} {value * 4}M 8M")
-            taken.guest.qemu_io(target, f"write -z {value * 5}M 1M")
-        taken.guest.qemu_io("vdb", f"write -P {value} {ODD - 512} 512")
-        taken.take()
-    return taken
+    directory = Path(tempfile.mkdtemp(prefix="vvlab-", dir="/var/tmp"))
+    directory.chmod(0o711)
+    for name in ("repo", "guest"):
+        (directory / name).mkdir()
+    settings = Settings(
+        libvirt_uri=hypervisor.uri,
+        state_dir=str(directory / "state"),
+        runtime_dir=f"/run/{directory.name}",
+        repositories={"main": RepositorySettings("main", str(directory / "repo"))},
+    )
+    disks = [DiskSpec("vda", "qcow2", 64 * MIB), DiskSpec("vdb", "raw", ODD)]
+    connection = hypervisor.connect()
+    with Guest(connection, directory / "guest", directory.name, disks, boot=False) as guest:
+        guest.start()
+        made = Points(Engine.of(settings), guest, directory, [])
+        for value in (1, 2, 3):
+            give_new_content(guest, value)
+            for target in guest.disks:
+                guest.qemu_io(target, f"write -P {value} {value * 4}M 5M")
+                guest.qemu_io(target, f"write -z {value * 5}M 1M")
+            guest.qemu_io("vdb", f"write -P {value} {ODD - 512} 512")
+            made.take()
+        yield made
+    connection.close()
+    shutil.rmtree(directory)
+    shutil.rmtree(settings.runtime_dir)
+
+
+@pytest.fixture
+def chain(taken: Points, engine: Engine, workdir: Path) -> Points:
+    """The points in a repository of the test's own."""
+    shutil.copytree(taken.directory / "repo", workdir / "repo", dirs_exist_ok=True)
+    return replace(taken, engine=engine, taken=list(taken.taken))
+
+
+@contextmanager
+def event_loop() -> Iterator[None]:
+    """The QMP library runs on the thread's event loop; whoever made it closes it."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+@pytest.fixture(autouse=True)
+def own_event_loop() -> Iterator[None]:
+    with event_loop():
+        yield
 
 
 class Restoring:
@@ -101,10 +147,11 @@ class Restoring:
 
     def _run(self) -> None:
         ties = Ties(self.task_id, self._see, self.stopping.is_set)
-        try:
-            restore(self.engine, self.request, ties)
-        except BaseException as error:
-            self._raised = error
+        with event_loop():
+            try:
+                restore(self.engine, self.request, ties)
+            except BaseException as error:
+                self._raised = error
 
     def _see(self, progress: Progress) -> None:
         if progress.phase == "copying" and progress.done:
@@ -163,7 +210,12 @@ def test_chosen_disks_alone_are_restored(chain: Points, engine: Engine) -> None:
     assert_restored(chain, 1, result)
 
 
-def test_a_restore_does_not_disturb_the_guest_or_the_chain(chain: Points, engine: Engine) -> None:
+def test_a_restore_does_not_disturb_the_guest_or_the_chain(
+    boot: Callable[..., Guest], points: Callable[[Guest], Points], engine: Engine
+) -> None:
+    chain = points(boot(DiskSpec("vda", "qcow2", 64 * MIB)))
+    give_new_content(chain.guest, 1)
+    chain.take()
     run(engine, chain.taken[0][0].point)
     give_new_content(chain.guest, 9)
     assert {disk.sync for disk in chain.take().disks} == {"incremental"}
@@ -173,6 +225,10 @@ def test_a_restore_does_not_disturb_the_guest_or_the_chain(chain: Points, engine
 # -- bad input -------------------------------------------------------------------------------------
 
 
+# What the worker notes for itself: who holds a destination, which repository it has seen.
+OWN = {"locks", "repositories"}
+
+
 def assert_refused(
     engine: Engine, error: type[VirtvaultError], match: str, point: str, **request: Any
 ) -> None:
@@ -180,7 +236,9 @@ def assert_refused(
     roots = engine.settings.restore_roots
 
     def look() -> list[tuple[str, int]]:
-        return [(p, Path(p).stat().st_mtime_ns) for p in files(*roots) if "/locks/" not in p]
+        return [
+            (p, Path(p).stat().st_mtime_ns) for p in files(*roots) if not OWN & set(Path(p).parts)
+        ]
 
     before = look()
     with pytest.raises(error, match=match) as caught:

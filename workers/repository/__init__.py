@@ -22,4 +22,4 @@ def open_repository(settings: Settings, name: str) -> DirectoryRepository:
             f"Hypervisor {settings.host} has no repository {name!r}.",
             f"It has {', '.join(settings.repositories) or 'none'}; add [repositories.{name}].",
         )
-    return DirectoryRepository(found)
+    return DirectoryRepository(found, settings.state_dir)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -26,14 +27,16 @@ __all__ = ["DirectoryRepository", "create_image"]
 
 IDENTITY = "repository.json"
 PARTIAL = ".partial"
+POINT_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 
 
 class DirectoryRepository:
     """An opened repository. ``id`` (8 hex digits) is its own, whatever its name or mount."""
 
-    def __init__(self, settings: RepositorySettings) -> None:
+    def __init__(self, settings: RepositorySettings, state_dir: str) -> None:
         self.name = settings.name
         self.path = Path(settings.path)
+        self._seen = Path(state_dir, "repositories", settings.name)
         self.id = self._identity()
 
     # -- reading ------------------------------------------------------------------------------
@@ -54,8 +57,10 @@ class DirectoryRepository:
         :raises UnknownPoint: this repository has none of that id.
         :raises RepositoryUnusable: its manifest cannot be read.
         """
-        for directory in self.path.glob(f"*/{point}"):
-            return manifest.read(directory)
+        if POINT_ID.fullmatch(point):
+            for domain in self.path.iterdir():
+                if (domain / point).is_dir():
+                    return manifest.read(domain / point)
         raise UnknownPoint(
             f"Repository {self.name} has no point {point}.", "`virtvault points` lists them."
         )
@@ -143,15 +148,15 @@ class DirectoryRepository:
                     os.close(descriptor)
             durable_write(partial / manifest.FILE, manifest.text(point))
             partial.rename(final)
-            sync_directory(final.parent)
+            try:
+                sync_directory(final.parent)
+            except OSError:
+                # Not known to be durable, so not published.
+                final.rename(partial)
+                raise
         except OSError as error:
             raise self._unusable(f"{partial}: {error.strerror}") from error
         return final
-
-    def discard(self, uuid: str, point: str) -> None:
-        """Remove an unpublished point."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.partial(uuid, point))
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -160,8 +165,11 @@ class DirectoryRepository:
 
     def _trouble(self, uuid: str, point: str, disks: dict[str, PointDisk]) -> str:
         """Why nothing may build on a point's disk: a link of its chain is not as it should be."""
-        step = point
+        step, seen = point, set[str]()
         while step:
+            if step in seen:
+                return f"needs point {step}, which needs itself"
+            seen.add(step)
             disk = disks.get(step)
             if disk is None:
                 return f"needs point {step}, which is not there or damaged"
@@ -181,6 +189,12 @@ class DirectoryRepository:
             raise self._unusable(f"{self.path} is not a directory")
         path = self.path / IDENTITY
         try:
+            seen = self._seen.read_text().strip() if self._seen.exists() else ""
+            if seen and not path.exists():
+                raise self._unusable(
+                    f"{path}, there before, is gone: {self.path} is not mounted or was emptied "
+                    f"(if on purpose, remove {self._seen})"
+                )
             if not path.exists():
                 fresh = {"schema_version": 1, "id": secrets.token_hex(4)}
                 temporary = self.path / f".{IDENTITY}.{fresh['id']}"
@@ -194,6 +208,14 @@ class DirectoryRepository:
             if read["schema_version"] != 1:
                 raise self._unusable(f"{path} is of a newer version")
             identity: str = read["id"]
+            if seen and seen != identity:
+                raise self._unusable(
+                    f"{self.path} holds repository {identity} and not {seen} as before "
+                    f"(if on purpose, remove {self._seen})"
+                )
+            if not seen:
+                self._seen.parent.mkdir(parents=True, exist_ok=True)
+                durable_write(self._seen, identity)
         except OSError as error:
             raise self._unusable(f"{self.path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,200 @@
+"""Every reason the planner has, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from virtvault.models import PointDisk
+from workers.disks import Bitmap, Disk, Layer
+from workers.plan import DiskPlan, ParentDisk, bitmap_name, decide, point_of
+
+REPOSITORY = "0a1b2c3d"
+FIRST = "20260101T000000Z-11111111"
+SECOND = "20260102T000000Z-22222222"
+THIRD = "20260103T000000Z-33333333"
+SIZE = 64 * 2**20
+BASE = "/images/base.qcow2"
+OVERLAY = "/images/overlay.qcow2"
+
+
+def bitmap(point: str, repository: str = REPOSITORY) -> Bitmap:
+    return Bitmap(bitmap_name(repository, point), True, False, True, False, 65536)
+
+
+def layer(filename: str, *bitmaps: Bitmap, node: str = "") -> Layer:
+    node = node or f"node-of-{filename}"
+    return Layer(node, filename, "qcow2", {b.name: b for b in bitmaps})
+
+
+def disk(*layers: Layer, format_: str = "qcow2") -> Disk:
+    top = layers[0]
+    return Disk("vda", "virtio", "disk", "/qom", top.filename, format_, SIZE, layers)
+
+
+def parent(point: str, *, source: str = BASE, size: int = SIZE, trouble: str = "") -> ParentDisk:
+    stored = PointDisk(
+        target="vda",
+        file="vda.qcow2",
+        sync="full",
+        parent="",
+        reason="",
+        virtual_size=size,
+        transferred=size,
+        stored=size,
+        length=size,
+        source=source,
+        source_format="qcow2",
+        bitmap=bitmap_name(REPOSITORY, point),
+        persistent=True,
+    )
+    return ParentDisk(stored, trouble)
+
+
+ONE = {FIRST: parent(FIRST)}
+TWO = {FIRST: parent(FIRST), SECOND: parent(SECOND)}
+WITH_FIRST = disk(layer(BASE, bitmap(FIRST)))
+
+
+@pytest.mark.parametrize("asked", ["auto", "incremental"])
+def test_an_incremental_follows_where_nothing_speaks_against_it(asked: str) -> None:
+    assert decide(WITH_FIRST, asked, REPOSITORY, ONE) == DiskPlan(
+        "incremental", FIRST, "", ((f"node-of-{BASE}", bitmap_name(REPOSITORY, FIRST)),)
+    )
+
+
+def test_a_full_that_was_asked_for_needs_no_reason() -> None:
+    assert decide(WITH_FIRST, "full", REPOSITORY, ONE) == DiskPlan("full")
+
+
+@pytest.mark.parametrize(
+    ("given", "parents", "reason"),
+    [
+        (
+            replace(WITH_FIRST, shared=True),
+            ONE,
+            "other domains write to this shared disk too, which no bitmap here sees",
+        ),
+        (WITH_FIRST, {}, "first point of this disk in this repository"),
+        (
+            disk(layer(BASE)),
+            ONE,
+            "no bitmap since the last point: QEMU was killed, or somebody removed it",
+        ),
+        (
+            disk(layer(BASE), format_="raw"),
+            ONE,
+            "no bitmap since the last point: on raw disks bitmaps live in QEMU's memory and end "
+            "with it",
+        ),
+        (
+            disk(layer(BASE, bitmap(FIRST, repository="99999999"))),
+            ONE,
+            "no bitmap since the last point: QEMU was killed, or somebody removed it",
+        ),
+        (
+            disk(layer(BASE, bitmap(SECOND), bitmap(THIRD))),
+            ONE,
+            f"the bitmap counts from point {THIRD}, which is not there",
+        ),
+        (
+            WITH_FIRST,
+            {FIRST: parent(FIRST, trouble="needs vda.qcow2, which is not there")},
+            f"point {FIRST} needs vda.qcow2, which is not there",
+        ),
+        (
+            replace(WITH_FIRST, virtual_size=2 * SIZE),
+            ONE,
+            f"resized from {SIZE} to {2 * SIZE} bytes since point {FIRST}",
+        ),
+        (
+            disk(layer(BASE, replace(bitmap(FIRST), inconsistent=True))),
+            ONE,
+            f"the bitmap on {BASE} is inconsistent (QEMU ended without storing it)",
+        ),
+        (
+            disk(layer(BASE, replace(bitmap(FIRST), recording=False))),
+            ONE,
+            f"the bitmap on {BASE} was disabled by somebody and has missed writes",
+        ),
+        (
+            disk(layer(BASE, replace(bitmap(FIRST), busy=True))),
+            ONE,
+            f"the bitmap on {BASE} is in use by another job",
+        ),
+        (
+            disk(layer(OVERLAY), layer(BASE, bitmap(FIRST))),
+            ONE,
+            f"image {OVERLAY} has no bitmap since the point",
+        ),
+        (
+            disk(layer(OVERLAY, bitmap(FIRST)), layer(BASE)),
+            ONE,
+            f"image {BASE} has no bitmap since the point",
+        ),
+        (
+            disk(
+                layer(OVERLAY, bitmap(FIRST)),
+                layer(BASE, replace(bitmap(FIRST), recording=False)),
+            ),
+            ONE,
+            f"the bitmap on {BASE} was disabled by somebody and has missed writes",
+        ),
+        (
+            disk(layer(OVERLAY, bitmap(FIRST))),
+            ONE,
+            f"image {BASE}, active at the point, is not in the backing chain any more",
+        ),
+        (
+            disk(layer(BASE, replace(bitmap(FIRST), busy=True), bitmap(SECOND))),
+            {FIRST: parent(FIRST), SECOND: parent(SECOND, trouble="is cut")},
+            f"point {SECOND} is cut; the bitmap on {BASE} is in use by another job",
+        ),
+    ],
+)
+def test_a_full_follows_and_says_why(
+    given: Disk, parents: dict[str, ParentDisk], reason: str
+) -> None:
+    assert decide(given, "auto", REPOSITORY, parents) == DiskPlan("full", reason=reason)
+
+
+def test_of_two_good_parents_the_newer_is_taken() -> None:
+    both = disk(layer(BASE, bitmap(FIRST), bitmap(SECOND)))
+    assert decide(both, "auto", REPOSITORY, TWO).parent == SECOND
+
+
+def test_an_older_parent_is_taken_where_the_newer_is_unfit() -> None:
+    both = disk(layer(BASE, bitmap(FIRST), replace(bitmap(SECOND), inconsistent=True)))
+    assert decide(both, "auto", REPOSITORY, TWO).parent == FIRST
+
+
+def test_after_a_snapshot_the_bitmaps_of_every_layer_down_to_the_points_image_are_merged() -> None:
+    older = layer("/images/older.qcow2")
+    given = disk(layer(OVERLAY, bitmap(FIRST)), layer(BASE, bitmap(FIRST)), older)
+    name = bitmap_name(REPOSITORY, FIRST)
+    assert decide(given, "auto", REPOSITORY, ONE).sources == (
+        (f"node-of-{OVERLAY}", name),
+        (f"node-of-{BASE}", name),
+    )
+
+
+def test_a_deeper_image_with_the_bitmap_counts_too_since_file_names_come_again() -> None:
+    again = {FIRST: parent(FIRST, source=OVERLAY)}
+    name = bitmap_name(REPOSITORY, FIRST)
+    given = disk(layer(OVERLAY, bitmap(FIRST)), layer(BASE, bitmap(FIRST)))
+    assert decide(given, "auto", REPOSITORY, again).sources == (
+        (f"node-of-{OVERLAY}", name),
+        (f"node-of-{BASE}", name),
+    )
+    unfit = disk(
+        layer(OVERLAY, bitmap(FIRST)), layer(BASE, replace(bitmap(FIRST), inconsistent=True))
+    )
+    assert decide(unfit, "auto", REPOSITORY, again).sync == "full"
+
+
+def test_a_bitmaps_name_says_repository_and_point() -> None:
+    name = bitmap_name(REPOSITORY, FIRST)
+    assert point_of(name, REPOSITORY) == FIRST
+    assert point_of(name, "99999999") is None
+    assert point_of("libvirt-checkpoint", REPOSITORY) is None
