@@ -163,6 +163,15 @@ class Hypervisor:
             return False
         return bool(self.call("domain state", lambda _: domain.isActive()))
 
+    def is_suspended_by_user(self, uuid: str) -> bool:
+        """Whether the domain stands because of virDomainSuspend, not of a QMP ``stop`` of ours."""
+        state, reason = self.call(
+            "domain state", lambda c: tuple(c.lookupByUUIDString(uuid).state()[:2])
+        )
+        return bool(
+            state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER
+        )
+
     def versions(self) -> dict[str, str]:
         """Versions of libvirt and of QEMU as libvirt knows it."""
 

@@ -131,7 +131,8 @@ def put_back(monitor: Monitor, disk: Disk, names: Names) -> None:
     """Attach the guest's device to what is under the filter *now*.
 
     Not to the node remembered from before: an external snapshot taken meanwhile has slid its
-    overlay under the filter, and writes to the old node would be lost to the guest.
+    overlay under the filter, and writes to the old node would be lost to the guest. And never to
+    the node it is attached to already: QEMU 7.2 aborts on that.
     """
     for _ in range(5):
         graph = Graph(monitor)

@@ -123,7 +123,9 @@ class Undo:
 
     def _end_pause(self, monitor: LibvirtMonitor) -> None:
         """The worker died at the instant and so, perhaps, did the guard."""
-        if monitor.execute("query-status")["status"] == "paused":
+        stands = monitor.execute("query-status")["status"] == "paused"
+        # One that somebody has suspended since then is theirs to resume.
+        if stands and not self.engine.hypervisor.is_suspended_by_user(self.run.uuid):
             log.warning("domain %s: resuming the guest its dead backup paused", self.run.domain)
             monitor.execute("cont")
         if self.run.request.get("freeze") != "never":
