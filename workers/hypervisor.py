@@ -168,9 +168,7 @@ class Hypervisor:
         state, reason = self.call(
             "domain state", lambda c: tuple(c.lookupByUUIDString(uuid).state()[:2])
         )
-        return bool(
-            state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER
-        )
+        return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER)
 
     def versions(self) -> dict[str, str]:
         """Versions of libvirt and of QEMU as libvirt knows it."""
