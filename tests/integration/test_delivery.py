@@ -196,7 +196,9 @@ def test_cancel_leaves_nothing_and_loses_nothing(stack: Stack, guest: Guest) -> 
     handle = client.backup(guest.name, speed=SLOW)
     wait_for(lambda: copying(handle.progress()))
     client.pause(handle.task_id)
-    wait_for(lambda: {j["status"] for j in guest.qmp("query-block-jobs")} <= {"paused", "concluded"})
+    wait_for(
+        lambda: {j["status"] for j in guest.qmp("query-block-jobs")} <= {"paused", "concluded"}
+    )
     client.cancel(handle.task_id)
     with pytest.raises(Cancelled):
         handle.wait(30)

@@ -111,7 +111,9 @@ def _add_file(root: Path, source: Path, place: str | None = None) -> None:
 def _add_modules(root: Path, tree: Path) -> None:
     """Copy MODULES and all they depend on, and list them in an order insmod can follow."""
     files = {_module_name(path): path for path in tree.glob("kernel/**/*.ko*")}
-    builtin = {_module_name(Path(line)) for line in (tree / "modules.builtin").open()}
+    builtin = {
+        _module_name(Path(line)) for line in (tree / "modules.builtin").read_text().splitlines()
+    }
     order: list[str] = []
 
     def add(name: str) -> None:
