@@ -66,7 +66,7 @@ def main() -> None:
         console.print(_table(flow.points))
         console.print(
             "Every restored disk was compared byte for byte with a copy of the guest's disk made "
-            "at the point's instant."
+            "at the point's instant. What was read includes zeroes: the guest trims its free space."
         )
         if stay:
             _stay(console, flow)
