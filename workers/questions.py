@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from virtvault.errors import NotReachable, UnknownPoint, UnknownTask, VirtvaultError
+from virtvault.errors import (
+    NotReachable,
+    RepositoryUnusable,
+    UnknownPoint,
+    UnknownTask,
+    VirtvaultError,
+)
 from virtvault.models import CheckLine, DiskInfo, DomainInfo, JobInfo, Point
 from workers import disks as disk_view
 from workers import jobs
@@ -102,7 +108,8 @@ def resume(engine: Engine, task_id: str) -> str:
 def find_point(engine: Engine, point: str) -> Point | None:
     """A point in any of this host's repositories, None where there is none."""
     for name in engine.settings.repositories:
-        with contextlib.suppress(UnknownPoint):
+        # One that is not there now does not hide what another has.
+        with contextlib.suppress(UnknownPoint, RepositoryUnusable):
             return open_repository(engine.settings, name).find(point)
     return None
 
