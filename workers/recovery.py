@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+from pathlib import Path
 
 from virtvault.errors import (
     DomainStopped,
@@ -158,7 +159,8 @@ def tidy(engine: Engine) -> None:
             with engine.journal.hold(run.uuid, run.task_id):
                 if engine.journal.read(run.task_id) is None:
                     continue
-                if run.phase != "committed":
+                # Killed right after the rename, the journal still says "copied".
+                if run.phase != "committed" and not Path(run.partial).with_suffix("").exists():
                     Undo(engine, run).all()
                     continue
                 repository = open_repository(engine.settings, run.repository)
