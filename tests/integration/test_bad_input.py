@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import MIB, with_settings
-from tests.integration.test_points import assert_nothing_remains, bitmaps, committed, nodes
+from tests.integration.scenes import assert_nothing_remains, bitmaps, committed, nodes
 from tests.lab import DiskSpec, Guest
 from virtvault.errors import (
     DomainStopped,

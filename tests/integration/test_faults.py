@@ -18,7 +18,7 @@ import libvirt_qemu
 import pytest
 
 from tests.integration.conftest import MIB, Points, with_settings
-from tests.integration.test_points import (
+from tests.integration.scenes import (
     Running,
     assert_nothing_remains,
     assert_one_bitmap_per_disk,

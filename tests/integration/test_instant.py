@@ -13,7 +13,7 @@ import libvirt_qemu
 import pytest
 
 from tests.integration.conftest import MIB, Points, with_settings
-from tests.integration.test_points import (
+from tests.integration.scenes import (
     assert_nothing_remains,
     bitmaps,
     committed,

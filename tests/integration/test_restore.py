@@ -19,8 +19,7 @@ from typing import Any, Self
 import pytest
 
 from tests.integration.conftest import MIB, Points, with_settings
-from tests.integration.test_faults import tiny
-from tests.integration.test_points import (
+from tests.integration.scenes import (
     files,
     give_new_content,
     image_of,
@@ -28,6 +27,7 @@ from tests.integration.test_points import (
     qemu_img,
     until,
 )
+from tests.integration.test_faults import tiny
 from tests.lab import DiskSpec, Guest, Hypervisor, assert_same
 from virtvault.errors import (
     Cancelled,

@@ -12,7 +12,7 @@ import libvirt_qemu
 import pytest
 
 from tests.integration.conftest import MIB, Points
-from tests.integration.test_points import (
+from tests.integration.scenes import (
     Running,
     block_jobs,
     disk_of,
