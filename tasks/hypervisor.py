@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from celery import Celery, signals
 
-from tasks import control, work
+from tasks import control, events, revocation, work
 from tasks.app import consume, control_app, hypervisor_app
 from tasks.spool import Spool
 from virtvault import queues, runs, schemas
@@ -39,6 +39,7 @@ def run_worker(given: Settings) -> None:
     stopping = threading.Event()
     spool = Spool(app, given.state_dir)
     work.register(app, engine, client, spool, stopping)
+    revocation.obey(app, engine, client)
 
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def detach(**_: Any) -> None:
@@ -61,8 +62,11 @@ def run_control(given: Settings) -> None:
     """A hypervisor's questions and job control."""
     # Who asks waits for control_timeout: a QEMU that hangs must not use all of it up.
     given = replace(given, qmp_timeout=min(given.qmp_timeout, given.control_timeout / 3))
-    app = control_app(given)
-    control.register(app, Engine.of(given))
+    app, engine = control_app(given), Engine.of(given)
+    control.register(app, engine)
+    revocation.obey(app, engine, runs.connect(given))
+    # Here, not in the worker: events are heard while that one is stopped or being upgraded.
+    events.watch(given)
     consume(app, "control", given)
 
 

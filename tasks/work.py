@@ -12,16 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from celery import Celery
+from celery import Celery, states
 from celery.exceptions import Ignore
 
+from tasks import revocation
 from tasks.progress import Running
 from tasks.spool import Spool
 from virtvault import queues, schemas
-from virtvault.errors import VirtvaultError, WorkFailed
-from virtvault.models import BackupRequest, RestoreRequest
+from virtvault.errors import Cancelled, VirtvaultError, WorkFailed
+from virtvault.models import BackupRequest, ExportResult, RestoreRequest
 from virtvault.runs import RunRecord, new_record
-from virtvault.settings import Settings
+from workers import job_control
 from workers.backup import Duplicate, backup
 from workers.engine import Engine, Ties, now
 from workers.jobs import Detached
@@ -44,6 +45,8 @@ def register(
     def backup_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
         wanted = schemas.load(BackupRequest, request)
         done = backup(engine, wanted, ties)
+        if isinstance(done, ExportResult):
+            return schemas.dump(done)
         repository = open_repository(settings, done.repository)
         spool.point(repository.find(done.point))
         return schemas.dump(done)
@@ -52,30 +55,49 @@ def register(
         return schemas.dump(restore(engine, schemas.load(RestoreRequest, request), ties))
 
     for name, body in ((queues.BACKUP, backup_body), (queues.RESTORE, restore_body)):
-        _add(app, name, body, settings, client, spool, stopping)
+        _add(app, name, body, engine, client, spool, stopping)
 
 
 def _add(
     app: Celery,
     name: str,
     body: Body,
-    settings: Settings,
+    engine: Engine,
     client: redis.Redis,
     spool: Spool,
     stopping: threading.Event,
 ) -> None:
-    # VirtvaultErrors are outcomes with a mend, not bugs: no traceback in the log.
-    @app.task(name=name, bind=True, throws=(VirtvaultError,))  # type: ignore[untyped-decorator]
+    settings = engine.settings
+
+    # VirtvaultErrors are outcomes with a mend, not bugs: no traceback in the log. STARTED is said
+    # by the body, since it would hide what the state was before.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=name, bind=True, throws=(VirtvaultError,), track_started=False
+    )
     def task(self: Any, request: dict[str, Any]) -> dict[str, Any]:
         task_id = self.request.id
         record = _record(client, task_id, name, settings.host, request)
-        if _succeeded(app, task_id):
+        before = _state(app, task_id)
+        if before == states.SUCCESS:
             raise Ignore  # a late second delivery of what is done
+        if before == states.REVOKED:
+            job_control.wish_cancelled(engine, task_id)
+        else:
+            self.update_state(state=states.STARTED, meta={"hostname": self.request.hostname})
         started = now()
         with Running(app, client, settings, record) as running:
             ties = Ties(task_id, running.report, stopping.is_set)
             try:
+                if engine.journal.read(task_id) is None:
+                    # Cancelled while it was queued: before anything else can end it otherwise.
+                    ties.check(engine.journal)
                 result = body(request, ties)
+            except Cancelled as error:
+                log.info("task %s: cancelled", task_id)
+                engine.journal.wishes(task_id).unlink(missing_ok=True)
+                spool.run(task_id, name, request, settings.host, started, error)
+                revocation.conclude(app, task_id, error, settings.host, self.request)
+                raise Ignore from None
             except Detached:
                 log.info("task %s: left to the next worker", task_id)
                 raise Ignore from None
@@ -108,9 +130,8 @@ def _record(
     return found or new_record(task_id, task, queues.host_queue(host), host, request)
 
 
-def _succeeded(app: Celery, task_id: str) -> bool:
+def _state(app: Celery, task_id: str) -> str:
     try:
-        meta: dict[str, Any] = app.backend.get_task_meta(task_id, cache=False)
+        return str(app.backend.get_task_meta(task_id, cache=False)["status"])
     except redis.RedisError:
-        return False
-    return bool(meta["status"] == "SUCCESS")
+        return str(states.PENDING)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from virtvault import queues, runs, schemas
+from virtvault import events, queues, runs, schemas
 from virtvault.celery_app import client_app
 from virtvault.errors import (
     NotReachable,
@@ -27,9 +27,13 @@ from virtvault.errors import (
 from virtvault.handle import READY, RESULTS, Handle, value
 from virtvault.models import (
     BackupRequest,
+    BitmapChanges,
+    BitmapInfo,
+    BitmapRequest,
     CheckLine,
     DiskInfo,
     DomainInfo,
+    Event,
     HostInfo,
     JobInfo,
     Point,
@@ -178,6 +182,50 @@ class Client:
         answer = self._ask(found.host, queues.DISKS, found.uuid)
         return [schemas.load(DiskInfo, item) for item in answer]
 
+    def bitmaps(
+        self, domain: str, *, name: str = "*", disks: Sequence[str] = ()
+    ) -> list[BitmapInfo]:
+        """A domain's dirty bitmaps, running or not; ``name`` may be a glob pattern."""
+        answer = self._bitmap(queues.BITMAPS, domain, name, disks)
+        return [schemas.load(BitmapInfo, item) for item in answer]
+
+    def add_bitmap(
+        self,
+        domain: str,
+        name: str,
+        *,
+        disks: Sequence[str] = (),
+        granularity: int = 0,
+        persistent: bool | None = None,
+    ) -> BitmapChanges:
+        """Add a bitmap to all disks meant or to none. Fields: :class:`BitmapRequest`.
+
+        :raises BadInput: nothing was touched.
+        """
+        options = {"granularity": granularity, "persistent": persistent}
+        answer = self._bitmap(queues.ADD_BITMAP, domain, name, disks, **options)
+        return schemas.load(BitmapChanges, answer)
+
+    def clear_bitmap(self, domain: str, name: str, *, disks: Sequence[str] = ()) -> BitmapChanges:
+        """Clear a bitmap of the user's on the disks that have it.
+
+        :raises BadInput: nothing was touched.
+        """
+        answer = self._bitmap(queues.CLEAR_BITMAP, domain, name, disks)
+        return schemas.load(BitmapChanges, answer)
+
+    def remove_bitmap(
+        self, domain: str, name: str, *, disks: Sequence[str] = (), include_ours: bool = False
+    ) -> BitmapChanges:
+        """Remove bitmaps, by name or glob pattern, from the disks that have them.
+
+        :param include_ours: virtvault's too: the next backup of such a disk is then a full.
+        :raises BadInput: nothing was touched.
+        """
+        options = {"include_ours": include_ours}
+        answer = self._bitmap(queues.REMOVE_BITMAP, domain, name, disks, **options)
+        return schemas.load(BitmapChanges, answer)
+
     def check(self, host: str = "") -> list[CheckLine]:
         """Test one or all living hypervisors: are they ready to back up?"""
         lines = []
@@ -189,12 +237,38 @@ class Client:
                 lines.append(replace(line, subject=subject))
         return lines
 
-    def jobs(self, host: str = "") -> list[JobInfo]:
-        """All block jobs of one or all living hypervisors, ours and others'."""
+    def jobs(self, host: str = "", domain: str = "") -> list[JobInfo]:
+        """All jobs of one or all living hypervisors, ours and others'; of one domain where given.
+
+        :raises UnknownDomain: no hypervisor has that domain, and no job belongs to it.
+        """
         found = []
         for name in [host] if host else self._living():
             found += [schemas.load(JobInfo, item) for item in self._ask(name, queues.JOBS)]
+        if domain:
+            found = [j for j in found if domain in (j.domain, j.uuid, f"{j.host}/{j.domain}")]
+            if not found:
+                self.find_domain(domain)
         return found
+
+    def events(
+        self,
+        domain: str = "",
+        *,
+        names: Sequence[str] = (),
+        host: str = "",
+        last: int = 50,
+        follow: bool = False,
+    ) -> Iterator[Event]:
+        """The ``last`` events that QEMU and libvirt sent, oldest first; then what comes.
+
+        ``domain`` is a name, a uuid or ``host/name``; ``names`` are shell patterns in any case
+        (``block_job_*``), of which one must fit. With ``follow`` it never ends, and waits where
+        Redis goes away meanwhile. An event may come twice when Redis was restarted.
+
+        :raises NotReachable: Redis does not answer.
+        """
+        return events.read(self.redis, domain, names, host, last, follow)
 
     def points(self, domain: str = "") -> list[Point]:
         """The points in the catalog, of one domain (name or uuid) or all, oldest first."""
@@ -213,17 +287,32 @@ class Client:
             raise UnknownPoint(f"No point {point!r} is known.", "`virtvault points` lists them.")
         return schemas.load(Point, answer)
 
-    def cancel(self, task_id: str) -> str:
-        """Cancel a queued or running task; gives a sentence on what was done."""
-        return self._control(queues.CANCEL, task_id)
+    def cancel(self, name: str, *, host: str = "", domain: str = "", others: bool = False) -> str:
+        """Cancel a queued or running task, or a job; gives a sentence on what was done.
 
-    def pause(self, task_id: str) -> str:
-        """Pause a task's block jobs."""
-        return self._control(queues.PAUSE, task_id)
+        ``name`` is a task id, or a job as :meth:`jobs` lists it, narrowed by ``host`` and
+        ``domain``. A job of ours cancels its whole task, since a point is all disks or nothing;
+        one that is not ours is cancelled only where ``others`` is set.
 
-    def resume(self, task_id: str) -> str:
-        """Resume a task's block jobs."""
-        return self._control(queues.RESUME, task_id)
+        :raises UnknownTask: there is no such task or job, or there are several such jobs.
+        :raises InvalidRequest: the job is somebody else's, or has ended.
+        """
+        return self._steer(queues.CANCEL, name, host, domain, others=others)
+
+    def pause(self, name: str, *, host: str = "", domain: str = "") -> str:
+        """Pause a task's block jobs, or one job; ``name`` and errors as in :meth:`cancel`."""
+        return self._steer(queues.PAUSE, name, host, domain)
+
+    def resume(self, name: str, *, host: str = "", domain: str = "") -> str:
+        """Resume a task's block jobs, or one job; ``name`` and errors as in :meth:`cancel`."""
+        return self._steer(queues.RESUME, name, host, domain)
+
+    def set_speed(self, name: str, rate: int, *, host: str = "", domain: str = "") -> str:
+        """Limit a task's block jobs, or one job, to ``rate`` bytes per second each; 0: no limit.
+
+        ``name`` and errors as in :meth:`cancel`.
+        """
+        return self._steer(queues.SET_SPEED, name, host, domain, rate=rate)
 
     def find_domain(self, domain: str) -> DomainInfo:
         """The domain meant by a name, a uuid or ``host/name``, and its hypervisor.
@@ -260,13 +349,51 @@ class Client:
         runs.submit(self.app, self.redis, run)
         return Handle(self, run.task_id, task, host, run)
 
-    def _control(self, task: str, task_id: str) -> str:
-        handle = self.handle(task_id)
+    def _steer(self, action: str, name: str, host: str, domain: str, **more: Any) -> str:
+        """Have the hypervisor of a task, or of a job, act on it."""
+        try:
+            handle = self.handle(name)
+        except UnknownTask:
+            job = self._job(name, host, domain)
+            if job.task_id == name:  # a run that Redis has forgotten
+                return str(self._ask(job.host, action, name, **more))
+            return str(self._ask(job.host, action, name, uuid=job.uuid, **more))
         if not handle.host or handle.state() in READY:
+            raise UnknownTask(f"Task {name} has ended.", f"`virtvault task {name}` shows how.")
+        return str(self._ask(handle.host, action, name, **more))
+
+    def _job(self, name: str, host: str, domain: str) -> JobInfo:
+        """The one job of that id, or one of the task of that id.
+
+        :raises UnknownTask: there is none, or there are several.
+        """
+        listed = self.jobs(host, domain)
+        found = [job for job in listed if job.job == name]
+        if len(found) > 1:
             raise UnknownTask(
-                f"Task {task_id} has ended.", f"`virtvault task {task_id}` shows how."
+                f"Block job {name} runs on {len(found)} domains: "
+                f"{', '.join(f'{job.host}/{job.domain}' for job in found)}.",
+                "Say which with --domain HOST/DOMAIN.",
             )
-        return str(self._ask(handle.host, task, task_id))
+        found += [job for job in listed if job.task_id == name]
+        if not found:
+            raise UnknownTask(
+                f"No task or block job {name} is known"
+                + (f" on {host}" if host else "")
+                + (f" for domain {domain}" if domain else "")
+                + ".",
+                "`virtvault jobs` lists what runs; a task that has ended takes no commands.",
+            )
+        return found[0]
+
+    def _bitmap(
+        self, task: str, domain: str, name: str, disks: Sequence[str], **options: Any
+    ) -> Any:
+        request = schemas.load(
+            BitmapRequest, {"domain": domain, "name": name, "disks": list(disks), **options}
+        )
+        found = self.find_domain(domain)
+        return self._ask(found.host, task, {**schemas.dump(request), "domain": found.uuid})
 
     def _living(self) -> list[str]:
         living = [info.host for info in self.hosts() if info.alive]
@@ -296,11 +423,11 @@ class Client:
             )
         return said
 
-    def _ask(self, host: str, task: str, *arguments: Any) -> Any:
+    def _ask(self, host: str, task: str, *arguments: Any, **named: Any) -> Any:
         self._host(host)
-        return self._question(queues.control_queue(host), task, *arguments)
+        return self._question(queues.control_queue(host), task, *arguments, **named)
 
-    def _question(self, queue: str, task: str, *arguments: Any) -> Any:
+    def _question(self, queue: str, task: str, *arguments: Any, **named: Any) -> Any:
         """Send a short question and wait for its answer.
 
         :raises NotReachable: none came in time; the question expires with our patience.
@@ -308,7 +435,7 @@ class Client:
         seconds = self.settings.control_timeout
         with runs.reachable():
             sent = self._questions.send_task(
-                task, args=list(arguments), queue=queue, expires=seconds
+                task, args=list(arguments), kwargs=named, queue=queue, expires=seconds
             )
             until, pause = time.monotonic() + seconds, 0.01
             while time.monotonic() < until:

@@ -10,12 +10,15 @@
     │   ├── UnknownPoint           2     no
     │   ├── UnknownTask            2     no
     │   ├── NothingToBackUp        2     no    no disk of the domain can be backed up
+    │   ├── UnknownBitmap          2     no
+    │   ├── ProtectedBitmap        2     no    it is virtvault's or libvirt's own
     │   ├── DestinationExists      2     no
     │   └── DomainBusy             2     yes   another run of ours holds this domain
     ├── WorkFailed                 1     yes   the backup or restore failed; nothing was published
     │   ├── GuestAgentFailed       1     yes   freeze was demanded and did not happen
     │   ├── JobFailed              1     yes   QEMU's block job ended with an error
     │   ├── DomainStopped          1     yes   the domain ended while its backup ran
+    │   ├── DomainStarted          1     yes   the domain was started while its backup ran
     │   ├── JobVanished            1     yes   how the job ended is unknown, so it did not succeed
     │   ├── RepositoryUnusable     1     yes   full, not writable, not mounted, damaged
     │   ├── NotSupported           1     no    this QEMU or disk cannot do it
@@ -34,6 +37,7 @@ __all__ = [
     "Cancelled",
     "DestinationExists",
     "DomainBusy",
+    "DomainStarted",
     "DomainStopped",
     "GuestAgentFailed",
     "InvalidRequest",
@@ -44,7 +48,9 @@ __all__ = [
     "NotReachable",
     "NotSupported",
     "NothingToBackUp",
+    "ProtectedBitmap",
     "RepositoryUnusable",
+    "UnknownBitmap",
     "UnknownDisk",
     "UnknownDomain",
     "UnknownPoint",
@@ -108,6 +114,14 @@ class NothingToBackUp(BadInput):
     """The domain has no disk that can be backed up."""
 
 
+class UnknownBitmap(BadInput):
+    """The disk has no such dirty bitmap; the mend names those it has."""
+
+
+class ProtectedBitmap(BadInput):
+    """The bitmap, or its name, is virtvault's or libvirt's own: changing it would break them."""
+
+
 class DestinationExists(BadInput):
     """A restore would overwrite something."""
 
@@ -134,6 +148,10 @@ class JobFailed(WorkFailed):
 
 class DomainStopped(WorkFailed):
     """The domain is not running (any more)."""
+
+
+class DomainStarted(WorkFailed):
+    """The domain was started, or its images were written to, while its backup read them."""
 
 
 class JobVanished(WorkFailed):

@@ -119,6 +119,10 @@ def value(meta: dict[str, Any]) -> Any:
     if isinstance(error, VirtvaultError):
         raise error
     if meta["status"] == "REVOKED":
-        raise Cancelled("The task was revoked.", "")
+        # By Celery's own revoke, before a worker of ours had it.
+        raise Cancelled(
+            "The task was revoked before it began; nothing was touched.",
+            "Enqueue it again where it is still wanted.",
+        )
     # Celery raises it under a name of its own where a worker is newer than we are.
     raise WorkFailed(f"{type(error).__name__}: {error}", "See the worker's log.")

@@ -27,7 +27,12 @@ JOBS = "virtvault.jobs"
 CANCEL = "virtvault.cancel"
 PAUSE = "virtvault.pause"
 RESUME = "virtvault.resume"
+SET_SPEED = "virtvault.set_speed"
 FIND_POINT = "virtvault.find_point"
+BITMAPS = "virtvault.bitmaps"
+ADD_BITMAP = "virtvault.add_bitmap"
+CLEAR_BITMAP = "virtvault.clear_bitmap"
+REMOVE_BITMAP = "virtvault.remove_bitmap"
 
 RECORD = "virtvault.record"
 POINTS = "virtvault.points"
@@ -41,6 +46,8 @@ HOSTS_KEY = "virtvault:hosts"
 OPEN_RUNS_KEY = "virtvault:runs:open"
 # Bounded stream of progress samples.
 PROGRESS_STREAM = "virtvault:progress"
+# Bounded stream of what QEMU and libvirt said, over the whole fleet; see virtvault.events.
+EVENTS_STREAM = "virtvault:events"
 
 
 def host_key(host: str) -> str:

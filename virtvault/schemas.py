@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar
 
-from marshmallow import RAISE, Schema, ValidationError, post_load, validate
+from marshmallow import RAISE, Schema, ValidationError, post_load, validate, validates_schema
 from marshmallow import fields as f
 
 from virtvault import models
@@ -32,6 +32,10 @@ POINT = validate.Regexp(
 FILE = validate.Regexp(r"^[A-Za-z0-9_]+\.qcow2\Z", error="must be a plain file name")
 # libvirt forbids '/' and newlines in names; an optional host/ before it is ours.
 DOMAIN = validate.Regexp(r"^[^\n]{1,300}\Z", error="must be a domain name, uuid or host/name")
+MOMENT = validate.Regexp(
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z\Z",
+    error="must be UTC to the millisecond, such as 2026-01-31T04:05:06.123Z",
+)
 NOT_NEGATIVE = validate.Range(min=0, error="must not be negative")
 PARENT = validate.Regexp(
     r"^([0-9]{8}T[0-9]{6}Z-[0-9a-f]{8})?\Z", error="must be a point id or empty"
@@ -67,6 +71,14 @@ class BackupRequestSchema(_Strict):
     disks = f.List(f.String(validate=TARGET))
     speed = f.Integer(strict=True, validate=NOT_NEGATIVE)
     freeze = f.String(validate=validate.OneOf(models.FREEZE_MODES))
+    bitmap = f.String(validate=validate.Length(max=1023))
+    start_paused = f.Boolean(truthy={True}, falsy={False})
+
+    @validates_schema
+    def _fits(self, data: dict[str, Any], **_: Any) -> None:
+        sync = data.get("sync", "auto")
+        if data.get("bitmap") and sync in ("top", "none"):
+            raise ValidationError(f"goes with auto, full or incremental, not with {sync}", "bitmap")
 
 
 class RestoreRequestSchema(_Strict):
@@ -80,11 +92,40 @@ class RestoreRequestSchema(_Strict):
     speed = f.Integer(strict=True, validate=NOT_NEGATIVE)
 
 
+class BackingImageSchema(_Strict):
+    model = models.BackingImage
+    path = _text(validate=validate.Regexp(r"^/", error="must be an absolute path"))
+    format = _text(validate=validate.OneOf(("qcow2", "raw")))
+    length = _size()
+    modified = _size()
+
+
+def _bitmap_name(name: str) -> None:
+    # QEMU's limit, in bytes. A leading dash would be an option of qemu-img's.
+    if not name or not name.isprintable() or len(name.encode()) > 1023 or name.startswith("-"):
+        raise ValidationError("must be 1 to 1023 bytes of printable text, not beginning with '-'")
+
+
+def _granularity(count: int) -> None:
+    if count and (count & (count - 1) or not 512 <= count <= 2**31):
+        raise ValidationError("must be a power of two from 512 bytes to 2 GiB, such as 64K")
+
+
+class BitmapRequestSchema(_Strict):
+    model = models.BitmapRequest
+    domain = _text(validate=DOMAIN)
+    name = f.String(validate=_bitmap_name)
+    disks = f.List(f.String(validate=TARGET))
+    granularity = f.Integer(strict=True, validate=[NOT_NEGATIVE, _granularity])
+    persistent = f.Boolean(allow_none=True, truthy={True}, falsy={False})
+    include_ours = f.Boolean(truthy={True}, falsy={False})
+
+
 class PointDiskSchema(_Strict):
     model = models.PointDisk
     target = _text(validate=TARGET)
     file = _text(validate=FILE)
-    sync = _text(validate=validate.OneOf(("full", "incremental")))
+    sync = _text(validate=validate.OneOf(("full", "incremental", "top")))
     parent = _text(validate=PARENT)
     reason = _text()
     virtual_size = _size()
@@ -95,6 +136,7 @@ class PointDiskSchema(_Strict):
     source_format = _text()
     bitmap = _text()
     persistent = f.Boolean(required=True)
+    backing = f.List(f.Nested(BackingImageSchema))
 
 
 class _DisksMixin(_Strict):
@@ -120,6 +162,7 @@ class PointSchema(_DisksMixin):
     id = _text(validate=POINT)
     repository_id = _text(validate=validate.Regexp(r"^[0-9a-f]{8}\Z"))
     versions = f.Dict(keys=f.String(), values=f.String(), required=True)
+    state = f.String()
     schema_version = f.Integer(
         required=True,
         strict=True,
@@ -134,6 +177,32 @@ class BackupResultSchema(_DisksMixin):
     point = _text(validate=POINT)
     state = _text(validate=validate.OneOf(("complete",)))
     job_seconds = f.Float(required=True)
+
+
+class ExportedDiskSchema(_Strict):
+    model = models.ExportedDisk
+    target = _text(validate=TARGET)
+    url = _text()
+    virtual_size = _size()
+    scratch = _size()
+
+
+class ExportResultSchema(_Strict):
+    model = models.ExportResult
+    task_id = _text()
+    domain = _text()
+    uuid = _text()
+    host = _text()
+    state = _text()
+    consistency = _text()
+    instant = _text()
+    paused_ms = f.Float(required=True)
+    frozen_ms = f.Float(required=True)
+    started = _text()
+    finished = _text()
+    exports = f.List(f.Nested(ExportedDiskSchema), required=True)
+    skipped = f.Dict(keys=f.String(), values=f.String(), required=True)
+    notes = f.List(f.String(), required=True)
 
 
 class RestoredDiskSchema(_Strict):
@@ -180,6 +249,7 @@ class ProgressSchema(_Strict):
     instant = f.String()
     domain = f.String()
     disks = f.List(f.Nested(DiskProgressSchema))
+    exports = f.Dict(keys=f.String(), values=f.String())
 
 
 class HostInfoSchema(_Strict):
@@ -214,6 +284,28 @@ class DiskInfoSchema(_Strict):
     bitmaps = f.List(f.String())
 
 
+class BitmapInfoSchema(_Strict):
+    model = models.BitmapInfo
+    target = _text()
+    name = _text()
+    owner = _text(validate=validate.OneOf(("virtvault", "libvirt", "user")))
+    purpose = _text()
+    granularity = _size()
+    dirty = f.Integer(required=True, strict=True, allow_none=True, validate=NOT_NEGATIVE)
+    persistent = f.Boolean(required=True)
+    state = _text(validate=validate.OneOf(("recording", "disabled", "busy", "inconsistent")))
+    image = _text()
+    active = f.Boolean(required=True)
+
+
+class BitmapChangesSchema(_Strict):
+    model = models.BitmapChanges
+    domain = _text()
+    action = _text(validate=validate.OneOf(("added", "cleared", "removed")))
+    bitmaps = f.List(f.Nested(BitmapInfoSchema), required=True)
+    skipped = f.Dict(keys=f.String(), values=f.String(), required=True)
+
+
 class JobInfoSchema(_Strict):
     model = models.JobInfo
     host = _text()
@@ -225,6 +317,8 @@ class JobInfoSchema(_Strict):
     total = f.Integer(required=True)
     speed = f.Integer(required=True)
     task_id = f.String()
+    uuid = f.String()
+    error = f.String()
 
 
 class CheckLineSchema(_Strict):
@@ -233,6 +327,16 @@ class CheckLineSchema(_Strict):
     verdict = _text(validate=validate.OneOf(("ok", "warning", "failed")))
     detail = _text()
     mend = f.String()
+
+
+class EventSchema(_Strict):
+    model = models.Event
+    at = _text(validate=MOMENT)
+    host = _text()
+    event = _text()
+    domain = _text()
+    uuid = _text()
+    data = f.Dict(keys=f.String(), required=True)
 
 
 class RepositorySettingsSchema(_Strict):
@@ -244,6 +348,16 @@ class RepositorySettingsSchema(_Strict):
 
 def _at_least(low: float) -> validate.Range:
     return validate.Range(min=low, error=f"must be at least {low:g}")
+
+
+def _qemu_version(text: str) -> None:
+    if not text:
+        return
+    if re.fullmatch(r"\d+\.\d+", text) is None:
+        raise ValidationError("must be MAJOR.MINOR, as in 4.2, or empty")
+    # The oldest that the engine works with.
+    if tuple(map(int, text.split("."))) < (2, 12):
+        raise ValidationError("must be 2.12 or later, or empty")
 
 
 class SettingsSchema(_Strict):
@@ -275,10 +389,12 @@ class SettingsSchema(_Strict):
     scratch_limit = f.Integer(validate=_at_least(2**20))
     freeze_timeout = f.Integer(validate=_at_least(1))
     guard_seconds = f.Float(validate=validate.Range(min=0.2, max=60))
+    qemu_as_of = f.String(validate=_qemu_version)
     nbd_clients = f.Integer(validate=_at_least(2))
     compression = f.String(validate=validate.OneOf(("none", "zstd")))
     repositories = f.Dict(keys=f.String(validate=NAME), values=f.Dict())
     default_repository = f.String()
+    backing_roots = f.List(f.String(validate=validate.Regexp(r"^/", error="must be absolute")))
     restore_roots = f.List(f.String(validate=validate.Regexp(r"^/", error="must be absolute")))
     flower_address = f.String()
     flower_port = f.Integer(validate=validate.Range(min=1, max=65535))
@@ -289,15 +405,20 @@ _SCHEMAS: dict[type[Any], _Strict] = {
     for schema in (
         BackupRequestSchema,
         RestoreRequestSchema,
+        BitmapRequestSchema,
         PointSchema,
         BackupResultSchema,
+        ExportResultSchema,
         RestoreResultSchema,
         ProgressSchema,
         HostInfoSchema,
         DomainInfoSchema,
         DiskInfoSchema,
+        BitmapInfoSchema,
+        BitmapChangesSchema,
         JobInfoSchema,
         CheckLineSchema,
+        EventSchema,
     )
 }
 

@@ -91,6 +91,9 @@ class Settings:
     freeze_timeout: int = 10
     # Seconds after which the pause guard resumes and thaws a guest whose worker has died.
     guard_seconds: float = 1.5
+    # Empty: use all that a QEMU can do. MAJOR.MINOR: use only what that version had, so that the
+    # way of an older QEMU can be tried on a newer one, or a new feature that fails here be left.
+    qemu_as_of: str = ""
     # Connections per NBD export (qemu-nbd -e): QEMU opens one, tools that look on need the rest.
     nbd_clients: int = 4
     # Compression of images in the repository: "none" or "zstd".
@@ -101,6 +104,9 @@ class Settings:
     repositories: Mapping[str, RepositorySettings] = field(default_factory=dict)
     # Empty: the only repository there is.
     default_repository: str = ""
+    # Where the images lie that `top` points need below them. A restore opens nothing outside its
+    # repository but what lies below one of these, whatever a manifest says.
+    backing_roots: tuple[str, ...] = ()
     # A restore writes below one of these, nowhere else, whatever a message says.
     restore_roots: tuple[str, ...] = (f"{DEFAULT_STATE_DIR}/restores",)
 

@@ -8,18 +8,32 @@ empty; an older one has ``drive-<alias>`` as device. Both resolve here.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from virtvault.errors import UnknownDisk
 from virtvault.models import DiskInfo
 from workers.monitor import Monitor
 
-__all__ = ["Bitmap", "Disk", "Graph", "Layer", "active_node", "choose", "discover"]
+__all__ = [
+    "elements",
+    "Bitmap",
+    "Disk",
+    "Graph",
+    "Layer",
+    "active_node",
+    "choose",
+    "discover",
+    "why_left_out",
+]
 
 FILTER = "copy-before-write"
+# With the name it had in QEMU 4.2 to 6.0; a running backup job puts one above its disk.
+FILTERS = (FILTER, "backup-top")
 # Buses whose device takes a new `drive` while it runs. usb-storage hides its drive in a child.
 SWAPPABLE = ("virtio", "scsi", "sata", "ide")
+# Drivers that stand below a format's node and are no image of their own.
+PROTOCOLS = ("file", "host_device", "nbd", "rbd", "iscsi", "nfs", "https", "http", "ssh")
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Disk:
-    """A guest disk. ``layers`` run from the active image down; ``skip`` says why it is left out."""
+    """A guest disk. ``layers`` run from the active image down.
+
+    ``skip`` says why it is left out; ``fault`` why it cannot be backed up now though it should be.
+    """
 
     target: str
     bus: str
@@ -70,6 +87,7 @@ class Disk:
     skip: str = ""
     shared: bool = False
     compat: str = ""
+    fault: str = ""
 
     @property
     def node(self) -> str:
@@ -90,7 +108,7 @@ class Disk:
             source=self.source,
             virtual_size=self.virtual_size,
             persistent_bitmaps=self.persistent,
-            skip=self.skip,
+            skip=self.skip or self.fault,
             bitmaps=tuple(sorted({name for layer in self.layers for name in layer.bitmaps})),
         )
 
@@ -99,24 +117,31 @@ class Graph:
     """QEMU's block graph at one moment."""
 
     def __init__(self, monitor: Monitor) -> None:
-        nodes = monitor.execute("query-named-block-nodes", flat=True)
+        abilities = monitor.capabilities
+        flat = {"flat": True} if abilities.flat else {}
+        nodes = monitor.execute("query-named-block-nodes", **flat)
         self.nodes: dict[str, dict[str, Any]] = {node["node-name"]: node for node in nodes}
-        # Unstable by QEMU's word, present from 4.0 to today, and the only query that tells a
-        # filter's child before QEMU 10.1.
-        graph = monitor.execute("x-debug-query-block-graph")
-        names = {node["id"]: node["name"] for node in graph["nodes"]}
-        self._children: dict[tuple[str, str], str] = {
-            (names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]
-        }
+        self._children: dict[tuple[str, str], str] = {}
+        if abilities.graph:
+            # Unstable by QEMU's word, present from 4.0 to today, and the only query that tells a
+            # filter's child before QEMU 10.1.
+            graph = monitor.execute("x-debug-query-block-graph")
+            names = {node["id"]: node["name"] for node in graph["nodes"]}
+            self._children = {
+                (names[edge["parent"]], edge["name"]): names[edge["child"]]
+                for edge in graph["edges"]
+            }
+        else:
+            self._children = _backing_by_name(nodes)
 
     def child(self, node: str, role: str) -> str | None:
         """The node under ``node`` in the role ``file`` or ``backing``."""
         return self._children.get((node, role))
 
     def below_filters(self, node: str) -> str:
-        """The first node from ``node`` down that is not a copy-before-write filter."""
-        while self.nodes.get(node, {}).get("drv") == FILTER:
-            child = self.child(node, "file")
+        """The first node from ``node`` down that is not a filter which copies before writes."""
+        while self.nodes.get(node, {}).get("drv") in FILTERS:
+            child = self.child(node, "file") or self.child(node, "backing")
             if child is None:
                 break
             node = child
@@ -128,7 +153,7 @@ class Graph:
         step: str | None = node
         while step is not None and step in self.nodes:
             entry = self.nodes[step]
-            if entry["drv"] not in (FILTER, "copy-on-read", "throttle", "commit_top"):
+            if entry["drv"] not in (*FILTERS, "copy-on-read", "throttle", "commit_top"):
                 found.append(_layer(entry))
                 step = self.child(step, "backing")
             else:
@@ -136,14 +161,41 @@ class Graph:
         return tuple(found)
 
 
+def _backing_by_name(nodes: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """Backing nodes by the file names that images say of theirs: all that QEMU < 4.0 tells.
+
+    Where two nodes have a name it is not known which is meant, and neither is taken: the disk's
+    layers then end early, which leads to a full and never to a wrong incremental.
+    """
+    by_name: dict[str, list[str]] = {}
+    for node in nodes:
+        if node["drv"] not in (*PROTOCOLS, *FILTERS):
+            by_name.setdefault(node.get("file", ""), []).append(node["node-name"])
+    found = {}
+    for node in nodes:
+        role, below = "backing", node.get("image", {}).get("backing-image", {}).get("filename")
+        if node["drv"] in FILTERS:
+            role, below = "file", node.get("file")
+        if below and len(by_name.get(below, ())) == 1:
+            found[node["node-name"], role] = by_name[below][0]
+    return found
+
+
 def discover(monitor: Monitor, xml: str) -> list[Disk]:
     """All disks of a domain in the order of its XML, the ones to skip with their reason."""
-    blocks = monitor.execute("query-block")
-    graph = Graph(monitor)
-    return [
-        _disk(element, blocks, graph)
-        for element in ElementTree.fromstring(xml).findall("./devices/disk")
-    ]
+    for _ in range(5):
+        blocks = monitor.execute("query-block")
+        graph = Graph(monitor)
+        # Asked one after the other: a job that ends in between takes its filter away.
+        roots = [b["inserted"]["node-name"] for b in blocks if "inserted" in b]
+        if all(graph.layers(graph.below_filters(root)) for root in roots):
+            break
+    return [_disk(element, blocks, graph) for element in elements(xml)]
+
+
+def elements(xml: str) -> list[ElementTree.Element]:
+    """The disks in a domain's XML."""
+    return ElementTree.fromstring(xml).findall("./devices/disk")
 
 
 def choose(
@@ -193,6 +245,9 @@ def _disk(element: ElementTree.Element, blocks: list[dict[str, Any]], graph: Gra
     block = next((b for b in blocks if _belongs(b, alias)), None)
     inserted = block.get("inserted") if block else None
     layers = graph.layers(graph.below_filters(inserted["node-name"])) if inserted else ()
+    if block and layers and not layers[0].bitmaps and "dirty-bitmaps" in block:
+        # QEMU < 4.2 tells bitmaps of a device, not of its nodes.
+        layers = (replace(layers[0], bitmaps=_bitmaps(block)), *layers[1:])
     image = graph.nodes[layers[0].node]["image"] if layers else {}
     disk = Disk(
         target=name,
@@ -206,21 +261,27 @@ def _disk(element: ElementTree.Element, blocks: list[dict[str, Any]], graph: Gra
         shared=element.find("shareable") is not None,
         compat=image.get("format-specific", {}).get("data", {}).get("compat", ""),
     )
-    skip = _why_skipped(element, disk)
-    return Disk(**{**disk.__dict__, "skip": skip}) if skip else disk
+    return replace(disk, skip=_why_skipped(element, disk))
 
 
-def _why_skipped(element: ElementTree.Element, disk: Disk) -> str:
+def why_left_out(element: ElementTree.Element, disk: Disk) -> str:
+    """Why a disk is left out whether its domain runs or not, or empty."""
     if disk.device in ("cdrom", "floppy"):
         return f"{disk.device} drive" + ("" if disk.layers else ", empty")
     if disk.device == "lun":
         return "device='lun' passes SCSI commands through; writes do not pass QEMU's block layer"
-    if not disk.layers:
-        return "no block node behind it in QEMU (empty, passed through or vhost-user)"
     if element.find("readonly") is not None:
         return "read-only"
     if element.find("transient") is not None:
         return "transient: what the guest writes is thrown away at its end"
+    return ""
+
+
+def _why_skipped(element: ElementTree.Element, disk: Disk) -> str:
+    if reason := why_left_out(element, disk):
+        return reason
+    if not disk.layers:
+        return "no block node behind it in QEMU (empty, passed through or vhost-user)"
     if disk.bus not in SWAPPABLE:
         return f"bus {disk.bus}: its device does not take a new block node while it runs"
     return ""
@@ -248,16 +309,21 @@ def _layer(entry: dict[str, Any]) -> Layer:
         node=entry["node-name"],
         filename=entry.get("file", ""),
         driver=entry["drv"],
-        bitmaps={
-            b["name"]: Bitmap(
-                name=b["name"],
-                recording=b["recording"],
-                busy=b["busy"],
-                persistent=b["persistent"],
-                inconsistent=b.get("inconsistent", False),
-                granularity=b["granularity"],
-            )
-            for b in entry.get("dirty-bitmaps", ())
-            if "name" in b
-        },
+        bitmaps=_bitmaps(entry),
     )
+
+
+def _bitmaps(entry: dict[str, Any]) -> dict[str, Bitmap]:
+    """Named bitmaps as a node or device has them. QEMU < 4.0 says ``status`` and no flags."""
+    return {
+        b["name"]: Bitmap(
+            name=b["name"],
+            recording=b.get("recording", b.get("status") == "active"),
+            busy=b.get("busy", b.get("status") in ("frozen", "locked")),
+            persistent=b.get("persistent", False),
+            inconsistent=b.get("inconsistent", False),
+            granularity=b["granularity"],
+        )
+        for b in entry.get("dirty-bitmaps", ())
+        if "name" in b
+    }

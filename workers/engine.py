@@ -61,6 +61,7 @@ class Ties:
     phase: str = "queued"
     instant: str = ""
     domain: str = ""
+    exports: dict[str, str] = field(default_factory=dict)
     _samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=16))
     _disks: tuple[DiskProgress, ...] = ()
 
@@ -94,6 +95,7 @@ class Ties:
                 updated=now(),
                 instant=self.instant,
                 domain=self.domain,
+                exports=self.exports,
             )
         )
 
@@ -104,6 +106,9 @@ class Ties:
         :raises Detached: the worker is stopping.
         """
         if journal.wishes(self.task_id).exists():
-            raise Cancelled("The task was cancelled; nothing was published.", "")
+            raise Cancelled(
+                f"Task {self.task_id} was cancelled; nothing was published.",
+                "Enqueue it again where it is still wanted; the next incremental loses nothing.",
+            )
         if self.stopping():
             raise Detached

@@ -1,7 +1,7 @@
 """NBD exports: the processes through which QEMU writes, so that it needs no access to images.
 
 Each is a ``qemu-nbd`` in a session of its own: it outlives the worker, and ends by itself when
-QEMU lets go of it (no ``--persistent``).
+QEMU lets go of it (no ``--persistent``), but for those of a run that is not isolated.
 """
 
 from __future__ import annotations
@@ -27,14 +27,27 @@ class Export:
     socket: str
     image: str
 
+    @property
+    def url(self) -> str:
+        """The export as QEMU and its tools take it."""
+        return f"nbd+unix:///{self.name}?socket={self.socket}"
+
 
 def serve(
-    export: Export, *, uid: int, clients: int, limit: int = 0, compress: bool = False
+    export: Export,
+    *,
+    uid: int,
+    clients: int,
+    limit: int = 0,
+    compress: bool = False,
+    stay: bool = False,
 ) -> Export:
     """Start serving a qcow2 image; returns once it listens.
 
     :param uid: the user QEMU runs as, who alone may connect.
     :param limit: bytes the image file may grow to, held by the kernel (RLIMIT_FSIZE); 0 for none.
+    :param stay: whether it outlives its last client: ``drive-backup`` lets go of its target before
+        that could be flushed.
     :raises RepositoryUnusable: qemu-nbd did not start; the message quotes it.
     """
     # An image QEMU filled past the limit gets EFBIG as an NBD error instead of killing qemu-nbd.
@@ -56,6 +69,7 @@ def serve(
         f"--cache={_cache(export.image)}",
         "--discard=unmap",
         "--fork",
+        *(["--persistent"] if stay else []),
         f"--pid-file={export.socket}.pid",
         *image,
     ]
@@ -81,10 +95,9 @@ def flush(export: Export, seconds: float) -> None:
 
     :raises RepositoryUnusable: it did not confirm within ``seconds``.
     """
-    address = f"nbd+unix:///{export.name}?socket={export.socket}"
     try:
         done = subprocess.run(
-            ["qemu-io", "-f", "raw", "-c", "flush", address],
+            ["qemu-io", "-f", "raw", "-c", "flush", export.url],
             capture_output=True,
             text=True,
             check=False,

@@ -12,6 +12,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeVar
 
 import libvirt
@@ -20,6 +21,7 @@ import libvirt_qemu
 from virtvault.errors import DomainStopped, MonitorError, NotReachable, UnknownDomain
 from virtvault.models import DomainInfo
 from virtvault.settings import Settings
+from workers.capabilities import Capabilities, probe
 from workers.monitor import limited, qmp_arguments
 
 __all__ = ["Hypervisor", "LibvirtMonitor"]
@@ -149,10 +151,7 @@ class Hypervisor:
         :raises DomainStopped: it is not running.
         """
         if not self.call("domain state", lambda _: domain.isActive()):
-            raise DomainStopped(
-                f"Domain {domain.name()} is not running.",
-                "Start it; domains that are shut off cannot be backed up by this version.",
-            )
+            raise DomainStopped(f"Domain {domain.name()} is not running.", "Start it.")
         return LibvirtMonitor(self, domain.UUIDString(), domain.name())
 
     def is_active(self, uuid: str) -> bool:
@@ -162,6 +161,47 @@ class Hypervisor:
         except UnknownDomain:
             return False
         return bool(self.call("domain state", lambda _: domain.isActive()))
+
+    def state(self, uuid: str) -> str:
+        """The domain's state in libvirt's word, ``shut off`` where it is not there any more."""
+        try:
+            domain = self.domain(uuid)
+        except UnknownDomain:
+            return STATES[libvirt.VIR_DOMAIN_SHUTOFF]
+        return STATES.get(self.call("domain state", lambda _: domain.state()[0]), "unknown")
+
+    def inactive_xml(self, uuid: str) -> str:
+        """The XML a domain will be started with."""
+        return self.call(
+            "domain XML",
+            lambda c: str(c.lookupByUUIDString(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)),
+        )
+
+    def start_paused(self, uuid: str) -> None:
+        """Start a domain whose CPUs have not run yet."""
+        self.call(
+            "start of the domain",
+            lambda c: c.lookupByUUIDString(uuid).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED),
+        )
+
+    def resume(self, uuid: str) -> None:
+        """Let a paused domain run."""
+        self.call("resume of the domain", lambda c: c.lookupByUUIDString(uuid).resume())
+
+    def end_unstarted(self, uuid: str) -> None:
+        """End a domain that :meth:`start_paused` started and that has not run; others stay."""
+
+        def end(connection: libvirt.virConnect) -> None:
+            domain = connection.lookupByUUIDString(uuid)
+            if domain.isActive() and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                domain.destroy()
+
+        with contextlib.suppress(DomainStopped):
+            self.call("end of the domain", end)
+
+    def watch_start(self, uuid: str) -> StartWatch:
+        """Watch from now on whether a domain is started."""
+        return StartWatch(self, uuid)
 
     def is_suspended_by_user(self, uuid: str) -> bool:
         """Whether the domain stands because of virDomainSuspend, not of a QMP ``stop`` of ours."""
@@ -182,6 +222,44 @@ class Hypervisor:
         return self.call("versions", read)
 
 
+class StartWatch:
+    """Tells whether a domain may have been started since it was made."""
+
+    def __init__(self, hypervisor: Hypervisor, uuid: str) -> None:
+        self._started = threading.Event()
+        started = weakref.ref(self._started)
+
+        def seen(_connection: Any, _domain: Any, event: int, *_: Any) -> None:
+            flag = started()
+            if flag is not None and event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+                flag.set()
+
+        def register(connection: libvirt.virConnect) -> tuple[libvirt.virConnect, int]:
+            number = connection.domainEventRegisterAny(
+                connection.lookupByUUIDString(uuid),
+                libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                seen,
+                None,
+            )
+            return connection, number
+
+        self._registered: tuple[libvirt.virConnect, int] = hypervisor.call(
+            "event registration", register
+        )
+
+    def perhaps(self) -> bool:
+        """True where it was started, and where libvirtd was away so that nobody would have told."""
+        try:
+            return self._started.is_set() or not self._registered[0].isAlive()
+        except libvirt.libvirtError:
+            return True
+
+    def close(self) -> None:
+        """Stop watching."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self._registered[0].domainEventDeregisterAny(self._registered[1])
+
+
 class LibvirtMonitor:
     """QMP through libvirt to one running domain, waking on its block job events.
 
@@ -195,6 +273,11 @@ class LibvirtMonitor:
         self._hypervisor = hypervisor
         self._event = threading.Event()
         self._registered: tuple[libvirt.virConnect, int] | None = None
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """See :attr:`workers.monitor.Monitor.capabilities`."""
+        return probe(self, self._hypervisor.settings.qemu_as_of)
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """See :meth:`workers.monitor.Monitor.execute`."""

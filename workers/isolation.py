@@ -13,7 +13,9 @@ the snapshot breaks and the guest goes on (``on-cbw-error: break-snapshot``, ``c
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from virtvault.errors import MonitorError, WorkFailed
@@ -29,6 +31,8 @@ __all__ = [
     "put_back",
     "remove_nodes",
     "remove_snapshot",
+    "serve",
+    "stop_serving",
     "swap_in",
 ]
 
@@ -64,6 +68,11 @@ class Names:
         return f"vva-{self.tag}-{self.target}"
 
     @property
+    def changed(self) -> str:
+        """The bitmap that a job which reads the disk's own node copies from."""
+        return f"virtvault-{self.tag}-changed"
+
+    @property
     def job(self) -> str:
         """The block job's id, the same for every worker that looks for it."""
         return f"virtvault-{self.tag}-{self.target}"
@@ -71,6 +80,7 @@ class Names:
 
 def add_nbd(monitor: Monitor, node: str, export: Export) -> None:
     """Open an export in QEMU. A lost connection is an error at once, not a wait."""
+    at_once = {"reconnect_delay": 0} if monitor.capabilities.nbd_reconnect else {}
     try:
         monitor.execute(
             "blockdev-add",
@@ -78,7 +88,7 @@ def add_nbd(monitor: Monitor, node: str, export: Export) -> None:
             node_name=node,
             server={"type": "unix", "path": export.socket},
             export=export.name,
-            reconnect_delay=0,
+            **at_once,
         )
     except MonitorError as error:
         raise WorkFailed(
@@ -125,6 +135,35 @@ def add_snapshot(
             target=CHANGED,
             bitmaps=[{"node": node, "name": name} for node, name in sources],
         )
+
+
+def serve(monitor: Monitor, socket: str, every: Sequence[Names]) -> None:
+    """Export the snapshot nodes read-only through QEMU's own NBD server."""
+    monitor.execute("nbd-server-start", addr={"type": "unix", "data": {"path": socket}})
+    for names in every:
+        monitor.execute(
+            "block-export-add",
+            type="nbd",
+            id=names.snapshot,
+            node_name=names.snapshot,
+            name=names.target,
+            writable=False,
+        )
+
+
+def stop_serving(monitor: Monitor, every: Sequence[Names]) -> None:
+    """Take the exports out of QEMU, whoever still reads them, and the server with the last."""
+    ours = {names.snapshot for names in every}
+    there = {e["id"] for e in monitor.execute("query-block-exports")}
+    for export in there & ours:
+        monitor.execute("block-export-del", id=export, mode="hard")
+    for _ in range(100):
+        if not {e["id"] for e in monitor.execute("query-block-exports")} & ours:
+            break
+        time.sleep(0.02)
+    if there and there <= ours:
+        with contextlib.suppress(MonitorError):
+            monitor.execute("nbd-server-stop")
 
 
 def put_back(monitor: Monitor, disk: Disk, names: Names) -> None:

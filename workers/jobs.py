@@ -61,17 +61,21 @@ def follow(
     :raises JobVanished: one is not listed any more.
     """
     interval = pace.shortest
-    moved, before = time.monotonic(), -1
+    # By job: one disk's target may stall while the others' go on.
+    moved = dict.fromkeys(jobs, time.monotonic())
+    before: dict[str, int] = {}
+    answered = time.monotonic()
     while True:
         try:
             now = listed(monitor)
         except NotReachable:
             # libvirtd restarts do not touch QEMU: look again, for as long as a stall may last.
-            if time.monotonic() - moved > pace.stall:
+            if time.monotonic() - answered > pace.stall:
                 raise
             sample(())
             time.sleep(pace.longest)
             continue
+        answered = time.monotonic()
         for job in jobs:
             if job not in now:
                 raise JobVanished(
@@ -85,17 +89,17 @@ def follow(
         _raise_on_error(ended)
         if len(ended) == len(mine):
             return {target: job["offset"] for target, job in mine.items()}
-        done = sum(job["offset"] for job in mine.values())
-        if done != before or any(
-            job["paused"] and job["status"] == "paused" for job in mine.values()
-        ):
-            moved, before = time.monotonic(), done
-        elif time.monotonic() - moved > pace.stall:
-            raise JobFailed(
-                f"No byte moved for {pace.stall:g} s: the target does not answer.",
-                "See to the repository's storage. The guest is not affected, and the next "
-                "incremental includes everything.",
-            )
+        for job, target in jobs.items():
+            entry = now[job]
+            stands = entry["status"] in ("paused", "concluded")
+            if stands or entry["offset"] != before.get(job):
+                moved[job], before[job] = answered, entry["offset"]
+            elif answered - moved[job] > pace.stall:
+                raise JobFailed(
+                    f"Disk {target}: no byte moved for {pace.stall:g} s, its target does not "
+                    "answer.",
+                    "See to the repository's storage. The next incremental includes everything.",
+                )
         monitor.wait(interval)
         interval = min(interval * 1.5, pace.longest)
 
@@ -127,9 +131,10 @@ def cancel(monitor: Monitor, jobs: Mapping[str, str], seconds: float) -> bool:
 
 def dismiss(monitor: Monitor, jobs: Mapping[str, str]) -> None:
     """Take concluded jobs off QEMU's list."""
+    command = f"{monitor.capabilities.job_commands}-dismiss"
     for job in listed(monitor):
         if job in jobs:
-            monitor.execute("job-dismiss", id=job)
+            monitor.execute(command, id=job)
 
 
 def _progress(target: str, job: dict[str, Any]) -> DiskProgress:

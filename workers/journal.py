@@ -34,7 +34,8 @@ class Run:
 
     ``phase``: ``planned`` → ``standing`` (nodes and bitmaps are being made in QEMU) → ``instant``
     (the guest may be paused by us) → ``copying`` (all jobs were started) → ``copied`` (all ended
-    well and their images are flushed) → ``committed``; or ``undoing``. ``error`` is set once the
+    well and their images are flushed) → ``committed``; or ``undoing``. A snapshot export is
+    ``open`` where a backup is copying. ``way`` is the capture's name. ``error`` is set once the
     run has failed: what is left to undo is then anybody's to undo. ``bitmap`` is the new bitmap's
     name and ``partial`` the point's directory: undoing needs no repository that can be opened.
     """
@@ -54,6 +55,14 @@ class Run:
     draft: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
     error: str = ""
+    way: str = ""
+    # We started the domain for this run, and it has not been let run yet.
+    unstarted: bool = False
+
+    @property
+    def tag(self) -> str:
+        """What names the run's nodes, jobs and sockets."""
+        return self.point[-8:]
 
 
 class Journal:
@@ -81,17 +90,21 @@ class Journal:
         self._path(task_id).unlink(missing_ok=True)
 
     def finish(self, task_id: str, result: dict[str, Any]) -> None:
-        """The run is done and leaves nothing that tells: remember its result for some days."""
+        """The run is done and nothing is left to do for it."""
+        self.remember(task_id, result)
+        self.forget(task_id)
+
+    def remember(self, task_id: str, result: dict[str, Any]) -> None:
+        """Keep for some days the result of a run that leaves nothing else that tells."""
         self._done.mkdir(parents=True, exist_ok=True)
         durable_write(self._done / f"{task_id}.json", json.dumps(result))
-        self.forget(task_id)
         for path in self._done.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > KEEP_RESULTS:
                     path.unlink()
 
     def finished(self, task_id: str) -> dict[str, Any] | None:
-        """The result of a run that :meth:`finish` remembers."""
+        """The result of a run that :meth:`remember` keeps."""
         try:
             result: dict[str, Any] = json.loads((self._done / f"{task_id}.json").read_text())
         except FileNotFoundError:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from virtvault.errors import NotReachable
+
+if TYPE_CHECKING:
+    from workers.capabilities import Capabilities
 
 __all__ = ["Monitor", "limited", "qmp_arguments"]
 
@@ -19,6 +22,10 @@ T = TypeVar("T")
 
 class Monitor(Protocol):
     """QMP to one process."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this process can do; asked of it once."""
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run one QMP command and give its ``return`` value.

@@ -8,13 +8,22 @@ full, and the reason goes into manifest and result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from virtvault.errors import InvalidRequest, UnknownBitmap, WorkFailed
 from virtvault.models import PointDisk
 from workers.disks import Disk
 
-__all__ = ["BITMAP_PREFIX", "DiskPlan", "ParentDisk", "bitmap_name", "decide", "point_of"]
+__all__ = [
+    "BITMAP_PREFIX",
+    "DiskPlan",
+    "ParentDisk",
+    "bitmap_name",
+    "decide",
+    "point_of",
+    "require_user_bitmap",
+]
 
 BITMAP_PREFIX = "virtvault."
 
@@ -34,13 +43,15 @@ class ParentDisk:
 class DiskPlan:
     """``sync`` with its ``reason`` (empty where it is just what was asked).
 
-    ``sources`` are the (node, bitmap) pairs whose union is what changed since ``parent``.
+    ``sources`` are the (node, bitmap) pairs whose union is what changed since ``parent``, and what
+    the user's own bitmap marks. ``counts``: a bitmap that counts from this point is made.
     """
 
     sync: str
     parent: str = ""
     reason: str = ""
     sources: tuple[tuple[str, str], ...] = ()
+    counts: bool = True
 
 
 def bitmap_name(repository_id: str, point: str) -> str:
@@ -54,12 +65,67 @@ def point_of(name: str, repository_id: str) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
+def require_user_bitmap(disks: Iterable[Disk], name: str, domain: str) -> None:
+    """See that a bitmap of the user's can be copied from on every disk.
+
+    :raises InvalidRequest: it is one of ours.
+    :raises UnknownBitmap: a disk's active layer has none of that name.
+    :raises WorkFailed: it has missed writes, or is in use.
+    """
+    if name.startswith(BITMAP_PREFIX):
+        raise InvalidRequest(
+            f"Bitmap {name} is virtvault's own; --bitmap takes one of yours.",
+            "Leave --bitmap out: incrementals use virtvault's bitmaps by themselves.",
+        )
+    for disk in disks:
+        bitmap = disk.layers[0].bitmaps.get(name) if disk.layers else None
+        if bitmap is None:
+            there = ", ".join(disk.layers[0].bitmaps) if disk.layers else ""
+            raise UnknownBitmap(
+                f"Disk {disk.target} of domain {domain} has no bitmap {name!r} on its active "
+                "image.",
+                f"It has {there or 'none'}; `virtvault bitmaps add` makes one.",
+            )
+        if bitmap.trouble:
+            raise WorkFailed(
+                f"Bitmap {name} on disk {disk.target} of domain {domain} {bitmap.trouble}.",
+                "Remove it and add it anew, then take a full with --bitmap.",
+            )
+
+
 def decide(
-    disk: Disk, asked: str, repository_id: str, parents: Mapping[str, ParentDisk]
+    disk: Disk,
+    asked: str,
+    repository_id: str,
+    parents: Mapping[str, ParentDisk],
+    *,
+    limit: str = "",
+    bitmap: str = "",
 ) -> DiskPlan:
-    """Plan one disk. ``parents`` maps the ids of this domain's points that hold this disk."""
+    """Plan one disk. ``parents`` maps the ids of this domain's points that hold this disk.
+
+    :param limit: why this way of capturing can make no incremental, or empty.
+    :param bitmap: a bitmap of the user's on the active layer that marks what to copy as well.
+    """
+    if asked == "none":
+        return DiskPlan("none", counts=False)
+    if asked == "top":
+        # Beside the chains: it stands on images that are not the repository's, so nothing of the
+        # repository may come to stand on it.
+        if len(disk.layers) > 1:
+            return DiskPlan("top", counts=False)
+        return _full(f"this {disk.format} disk has no backing image: its top is all of it")
     if asked == "full":
         return DiskPlan("full")
+    if limit:
+        return _full(limit)
+    plan = _incremental(disk, repository_id, parents)
+    if plan.parent and bitmap:
+        return replace(plan, sources=(*plan.sources, (disk.node, bitmap)))
+    return plan
+
+
+def _incremental(disk: Disk, repository_id: str, parents: Mapping[str, ParentDisk]) -> DiskPlan:
     if disk.shared:
         return _full("other domains write to this shared disk too, which no bitmap here sees")
     candidates = {

@@ -1,33 +1,19 @@
-"""Short answers about this hypervisor, and control of its jobs. No state of their own."""
+"""Short answers about this hypervisor. No state of their own."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from virtvault.errors import (
-    NotReachable,
-    RepositoryUnusable,
-    UnknownPoint,
-    UnknownTask,
-    VirtvaultError,
-)
-from virtvault.models import CheckLine, DiskInfo, DomainInfo, JobInfo, Point
+from virtvault.errors import RepositoryUnusable, UnknownPoint, VirtvaultError
+from virtvault.models import CheckLine, DiskInfo, Point
 from workers import disks as disk_view
-from workers import jobs
-from workers.engine import Engine, tag_of
-from workers.journal import Run
-from workers.monitor import Monitor
+from workers.engine import Engine
 from workers.repository import open_repository
-from workers.restore import daemon_of
 
-__all__ = ["block_jobs", "cancel", "check", "disks", "find_point", "pause", "resume"]
+__all__ = ["check", "disks", "find_point"]
 
 TOOLS = {
     "qemu-img": "qemu-utils",
@@ -45,64 +31,6 @@ def disks(engine: Engine, domain: str) -> list[DiskInfo]:
         return [disk.info() for disk in disk_view.discover(monitor, monitor.xml())]
     finally:
         monitor.close()
-
-
-def block_jobs(engine: Engine) -> list[JobInfo]:
-    """All block jobs of this host's domains and of our storage daemons.
-
-    A domain whose QEMU does not answer is listed with one job of status ``unknown``; it keeps
-    nobody from seeing the others.
-    """
-    runs = engine.journal.all()
-
-    def ask(domain: DomainInfo) -> list[JobInfo]:
-        try:
-            monitor = engine.hypervisor.monitor(engine.hypervisor.domain(domain.uuid))
-            try:
-                return _jobs(engine, monitor, domain.name, runs)
-            finally:
-                monitor.close()
-        except NotReachable:
-            return [JobInfo(domain.host, domain.name, "?", "?", "unknown", 0, 0, 0)]
-        except VirtvaultError:
-            return []  # it ended meanwhile, and its jobs with it
-
-    active = [d for d in engine.hypervisor.domains() if d.state in ("running", "paused")]
-    with ThreadPoolExecutor(8) as pool:
-        found = [job for jobs_of_one in pool.map(ask, active) for job in jobs_of_one]
-    for run in runs:
-        if run.kind == "restore":
-            with contextlib.suppress(VirtvaultError), _monitor(engine, run) as monitor:
-                found += _jobs(engine, monitor, run.domain, runs)
-    return found
-
-
-def cancel(engine: Engine, task_id: str) -> str:
-    """Ask a run to cancel.
-
-    A queued one ends as it starts; one whose worker is down, at its worker's return.
-    """
-    wish = engine.journal.wishes(task_id)
-    wish.parent.mkdir(parents=True, exist_ok=True)
-    wish.touch()
-    run = engine.journal.read(task_id)
-    if run is None:
-        return f"Task {task_id} is cancelled as soon as it starts."
-    # The wish is what cancels; ending the jobs wakes the follower at once.
-    with contextlib.suppress(VirtvaultError), _monitor(engine, run) as monitor:
-        for job in _of_run(monitor, run):
-            monitor.execute("block-job-cancel", device=job, force=True)
-    return f"Task {task_id} ({run.kind} of {run.domain}) is being cancelled."
-
-
-def pause(engine: Engine, task_id: str) -> str:
-    """Pause a run's block jobs."""
-    return _each(engine, task_id, "job-pause", "running", "paused")
-
-
-def resume(engine: Engine, task_id: str) -> str:
-    """Resume a run's block jobs."""
-    return _each(engine, task_id, "job-resume", "paused", "running again")
 
 
 def find_point(engine: Engine, point: str) -> Point | None:
@@ -206,66 +134,3 @@ def _repository(engine: Engine, name: str) -> CheckLine:
     free = repository.free()
     verdict, mend = ("ok", "") if free > 2**30 else ("warning", "Make room.")
     return CheckLine(subject, verdict, f"{repository.path}, {free / 2**30:.1f} GiB free", mend)
-
-
-def _each(engine: Engine, task_id: str, command: str, status: str, done: str) -> str:
-    """Run a job command on the run's jobs in that status.
-
-    One that has copied its part has ended, and takes none.
-    """
-    run = engine.journal.read(task_id)
-    if run is None:
-        raise UnknownTask(
-            f"Task {task_id} has no block jobs on {engine.settings.host}.",
-            "It is queued or has ended; `virtvault jobs` lists what runs.",
-        )
-    with _monitor(engine, run) as monitor:
-        count = 0
-        for job, entry in _of_run(monitor, run).items():
-            if entry["status"] == status:
-                monitor.execute(command, id=job)
-                count += 1
-    return f"{count} block job(s) of task {task_id} are {done}."
-
-
-def _of_run(monitor: Monitor, run: Run) -> dict[str, dict[str, Any]]:
-    """A run's jobs that have not concluded, by id."""
-    return {
-        job: entry
-        for job, entry in jobs.listed(monitor).items()
-        if job.startswith(f"virtvault-{tag_of(run.task_id)}-") and entry["status"] != "concluded"
-    }
-
-
-@contextmanager
-def _monitor(engine: Engine, run: Run) -> Iterator[Monitor]:
-    monitor: Monitor
-    if run.kind == "restore":
-        monitor = daemon_of(engine, run.task_id).monitor(engine.settings.qmp_timeout, "control")
-    else:
-        monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
-    try:
-        yield monitor
-    finally:
-        monitor.close()
-
-
-def _jobs(engine: Engine, monitor: Monitor, domain: str, runs: list[Run]) -> list[JobInfo]:
-    owners = {tag_of(run.task_id): run.task_id for run in runs}
-    found = []
-    for job, entry in jobs.listed(monitor).items():
-        tag = job.split("-")[1] if job.startswith("virtvault-") else ""
-        found.append(
-            JobInfo(
-                host=engine.settings.host,
-                domain=domain,
-                job=job,
-                type=entry["type"],
-                status=entry["status"],
-                done=entry["offset"],
-                total=entry["len"],
-                speed=entry["speed"],
-                task_id=owners.get(tag, ""),
-            )
-        )
-    return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import stat
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
-from virtvault.models import BackupResult, Point, PointDisk
+from virtvault.models import BackingImage, BackupResult, Point, PointDisk
 from virtvault.settings import Settings
-from workers.disks import Disk
+from workers.disks import Disk, Layer
 from workers.engine import now
 from workers.journal import Run
 from workers.plan import DiskPlan
@@ -17,6 +20,7 @@ __all__ = ["complete", "draft_disk", "result"]
 
 def draft_disk(disk: Disk, plan: DiskPlan, bitmap: str) -> dict[str, object]:
     """What is known of a disk at the instant, as the journal keeps it."""
+    below = disk.layers[1:] if plan.sync == "top" else ()
     return {
         "target": disk.target,
         "file": f"{disk.target}.qcow2",
@@ -26,9 +30,17 @@ def draft_disk(disk: Disk, plan: DiskPlan, bitmap: str) -> dict[str, object]:
         "virtual_size": disk.virtual_size,
         "source": disk.source,
         "source_format": disk.format,
-        "bitmap": bitmap,
+        "bitmap": bitmap if plan.counts else "",
         "persistent": disk.persistent,
+        "backing": [asdict(_backing(layer)) for layer in below],
     }
+
+
+def _backing(layer: Layer) -> BackingImage:
+    entry = Path(layer.filename).stat()
+    if stat.S_ISBLK(entry.st_mode):
+        return BackingImage(layer.filename, layer.driver, 0, 0)
+    return BackingImage(layer.filename, layer.driver, entry.st_size, entry.st_mtime_ns)
 
 
 def complete(run: Run, repository: DirectoryRepository, settings: Settings) -> Point:
@@ -36,8 +48,15 @@ def complete(run: Run, repository: DirectoryRepository, settings: Settings) -> P
     partial = repository.partial(run.uuid, run.point)
     finished: list[PointDisk] = []
     for disk in run.draft["disks"]:
-        stat = (partial / disk["file"]).stat()
-        finished.append(PointDisk(**disk, stored=stat.st_blocks * 512, length=stat.st_size))
+        entry = (partial / disk["file"]).stat()
+        backing = tuple(BackingImage(**image) for image in disk["backing"])
+        finished.append(
+            PointDisk(
+                **{**disk, "backing": backing},
+                stored=entry.st_blocks * 512,
+                length=entry.st_size,
+            )
+        )
     draft = run.draft
     qemu = draft["qemu"]
     return Point(
@@ -54,7 +73,8 @@ def complete(run: Run, repository: DirectoryRepository, settings: Settings) -> P
         consistency=draft["consistency"],
         paused_ms=draft["paused_ms"],
         frozen_ms=draft["frozen_ms"],
-        isolated=True,
+        isolated=draft["isolated"],
+        state=draft["state"],
         disks=tuple(finished),
         skipped=draft["skipped"],
         notes=tuple(draft["notes"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from virtvault.errors import (
@@ -20,7 +21,8 @@ from virtvault.errors import (
 )
 from virtvault.models import Point
 from workers import disks as disk_view
-from workers import isolation, jobs
+from workers import isolation, jobs, offline
+from workers.capture.offline import daemon_of
 from workers.disks import Disk
 from workers.engine import Engine
 from workers.hypervisor import LibvirtMonitor
@@ -44,7 +46,6 @@ class Undo:
     def __init__(self, engine: Engine, run: Run) -> None:
         self.engine = engine
         self.run = run
-        self.tag = run.point[-8:]
         self.targets = Targets(engine.settings, run)
 
     def all(self) -> None:
@@ -53,21 +54,19 @@ class Undo:
         Parents' bitmaps never stopped recording, so no interval is lost. The journal stays until
         the end: where libvirt or the repository is away now, the undo is taken up again later.
         """
-        # First of all: a stalled export would hold up QEMU's main loop, and with it the guest, in
-        # each of the steps that follow. Killed, it fails what is in flight; the guest's own
-        # writes go on, since a broken snapshot is nothing to them.
-        self.targets.kill()
+        if self.run.way != "direct":
+            # First of all: a stalled export would hold up QEMU's main loop, and with it the guest,
+            # in each of the steps that follow. Killed, it fails what is in flight; the guest's own
+            # writes go on, since a broken snapshot is nothing to them. A guest that is not set
+            # apart would see its own writes fail, so there the jobs end first.
+            self.targets.kill()
         if self.run.phase != "planned":
             self.in_qemu(keep_bitmap=False)
-        try:
-            shutil.rmtree(self.run.partial)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise RepositoryUnusable(
-                f"{self.run.partial} cannot be removed: {error.strerror}.",
-                "Mend the repository; the worker tries again.",
-            ) from error
+        self.targets.kill()
+        if self.run.unstarted:
+            self.engine.hypervisor.end_unstarted(self.run.uuid)
+            self.run.unstarted = False
+        self._remove_partial()
         self.targets.remove()
         self.engine.journal.forget(self.run.task_id)
 
@@ -76,6 +75,9 @@ class Undo:
 
         :raises VirtvaultError: not all of it could be taken out.
         """
+        if self.run.way == "offline":
+            self._offline(keep_bitmap=keep_bitmap)
+            return
         try:
             domain = self.engine.hypervisor.domain(self.run.uuid)
             monitor = self.engine.hypervisor.monitor(domain)
@@ -103,24 +105,51 @@ class Undo:
         found = disk_view.discover(monitor, monitor.xml())
         # A disk unplugged meanwhile is not found any more, its nodes and job are.
         targets = {d.target for d in found} | set(self.run.targets)
-        every = [Names(self.tag, target) for target in sorted(targets)]
+        every = [Names(self.run.tag, target) for target in sorted(targets)]
         ours = {names.job: names.target for names in every}
+        if self.run.way == "direct" and not jobs.cancel(monitor, ours, CANCEL_SECONDS):
+            self.targets.kill()
         if not jobs.cancel(monitor, ours, CANCEL_SECONDS):
             raise WorkFailed(
                 f"Domain {self.run.domain}: its block jobs do not end.",
                 "The worker tries again; see the QEMU log of the domain.",
             )
         jobs.dismiss(monitor, ours)
+        if self.run.request.get("sync") == "none":
+            isolation.stop_serving(monitor, every)
         for names in every:
             isolation.remove_snapshot(monitor, names)
         for disk in found:
             if disk.qom_path:
-                isolation.put_back(monitor, disk, Names(self.tag, disk.target))
+                isolation.put_back(monitor, disk, Names(self.run.tag, disk.target))
+            _remove_bitmap(monitor, disk, Names(self.run.tag, disk.target).changed)
         for names in every:
             isolation.remove_nodes(monitor, names)
         if not keep_bitmap:
             for disk in disk_view.discover(monitor, monitor.xml()):
                 _remove_bitmap(monitor, disk, self.run.bitmap)
+
+    def _offline(self, *, keep_bitmap: bool) -> None:
+        """End the storage daemon, and take the new bitmap out of the images or out of QEMU."""
+        daemon_of(self.engine, self.run).end()
+        if keep_bitmap:
+            return
+        self.run.phase = "undoing"
+        self.engine.journal.write(self.run)
+        remove_bitmaps(self.engine, self.run.uuid, lambda _, name: name == self.run.bitmap)
+
+    def _remove_partial(self) -> None:
+        if not self.run.partial:
+            return
+        try:
+            shutil.rmtree(self.run.partial)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RepositoryUnusable(
+                f"{self.run.partial} cannot be removed: {error.strerror}.",
+                "Mend the repository; the worker tries again.",
+            ) from error
 
     def _end_pause(self, monitor: LibvirtMonitor) -> None:
         """The worker died at the instant and so, perhaps, did the guard."""
@@ -137,14 +166,23 @@ class Undo:
 
 def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Point) -> None:
     """After the commit: parents' bitmaps are not needed any more, nor is the journal."""
+    # Only on the point's own disks: one that was left out, or stands beside the chain, needs its
+    # parent's bitmap still.
+    covered = {disk.target for disk in point.disks if disk.bitmap}
+
+    def is_old(disk: Disk, name: str) -> bool:
+        counts_from = point_of(name, repository.id)
+        return disk.target in covered and counts_from not in (None, point.id)
+
     try:
-        monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
-        try:
-            drop_old_bitmaps(monitor, repository, point)
-        finally:
-            monitor.close()
+        if name := run.request.get("bitmap"):
+            clear_user_bitmap(engine, run, name, covered)
+        if run.way == "offline" or engine.hypervisor.is_active(run.uuid):
+            remove_bitmaps(engine, run.uuid, is_old)
+        else:
+            log.info("old bitmaps of domain %s stay until its next backup", run.domain)
     except (DomainStopped, UnknownDomain) as error:
-        log.info("old bitmaps of domain %s stay until it runs: %s", run.domain, error)
+        log.info("old bitmaps of domain %s stay until its next backup: %s", run.domain, error)
     Targets(engine.settings, run).remove()
     engine.journal.forget(run.task_id)
 
@@ -159,6 +197,9 @@ def tidy(engine: Engine) -> None:
             with engine.journal.hold(run.uuid, run.task_id):
                 if engine.journal.read(run.task_id) is None:
                     continue
+                if run.request.get("sync") == "none":
+                    Undo(engine, run).all()
+                    continue
                 # Killed right after the rename, the journal still says "copied".
                 if run.phase != "committed" and not Path(run.partial).with_suffix("").exists():
                     Undo(engine, run).all()
@@ -170,22 +211,69 @@ def tidy(engine: Engine) -> None:
             log.info("task %s is tidied later: %s", run.task_id, error)
 
 
-def drop_old_bitmaps(
-    monitor: LibvirtMonitor, repository: DirectoryRepository, point: Point
-) -> None:
-    """Remove the bitmaps of this repository that count from before a committed point.
+def remove_bitmaps(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
+    """Remove bitmaps from a domain's disks, in QEMU or, where it is shut off, in the images.
 
-    Only on the point's own disks: one that was left out needs its parent's bitmap still.
+    :raises VirtvaultError: not all of them could be removed.
     """
-    covered = {disk.target for disk in point.disks}
-    for disk in disk_view.discover(monitor, monitor.xml()):
-        if disk.target not in covered:
-            continue
-        names = {name for layer in disk.layers for name in layer.bitmaps}
-        for name in names:
-            counts_from = point_of(name, repository.id)
-            if counts_from is not None and counts_from != point.id:
-                _remove_bitmap(monitor, disk, name)
+    if engine.hypervisor.is_active(uuid):
+        monitor = engine.hypervisor.monitor(engine.hypervisor.domain(uuid))
+        try:
+            for disk in disk_view.discover(monitor, monitor.xml()):
+                for name in _names(disk, which):
+                    _remove_bitmap(monitor, disk, name)
+        finally:
+            monitor.close()
+        return
+    for disk in offline.discover(engine.hypervisor.inactive_xml(uuid)):
+        for name in _names(disk, which):
+            # As in a running QEMU: those of images further down do no harm.
+            if name in disk.layers[0].bitmaps:
+                offline.change_bitmaps(disk.source, "--remove", name)
+
+
+def clear_user_bitmap(engine: Engine, run: Run, name: str, covered: set[str]) -> None:
+    """Make a user's bitmap count from the point, now that the point is durable.
+
+    What was written since the instant is in the point's own bitmap. Doing it twice is harmless.
+    """
+    if not engine.hypervisor.is_active(run.uuid):
+        if run.way == "offline":
+            for disk in offline.discover(engine.hypervisor.inactive_xml(run.uuid)):
+                if disk.target in covered:
+                    offline.change_bitmaps(disk.source, "--clear", "--merge", run.bitmap, name)
+        return
+    monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
+    try:
+        for disk in disk_view.discover(monitor, monitor.xml()):
+            if disk.target not in covered or name not in disk.layers[0].bitmaps:
+                continue
+            since = [layer for layer in disk.layers if run.bitmap in layer.bitmaps]
+            across = monitor.capabilities.merge == "any node"
+            sources = [
+                {"node": layer.node, "name": run.bitmap} if across else run.bitmap
+                for layer in since
+            ]
+            monitor.execute(
+                "transaction",
+                actions=[
+                    {
+                        "type": "block-dirty-bitmap-clear",
+                        "data": {"node": disk.node, "name": name},
+                    },
+                    {
+                        "type": "block-dirty-bitmap-merge",
+                        "data": {"node": disk.node, "target": name, "bitmaps": sources},
+                    },
+                ],
+            )
+    finally:
+        monitor.close()
+
+
+def _names(disk: Disk, which: Callable[[Disk, str], bool]) -> list[str]:
+    names = {name for layer in disk.layers for name in layer.bitmaps}
+    return sorted(name for name in names if which(disk, name))
 
 
 def _remove_bitmap(monitor: LibvirtMonitor, disk: Disk, name: str) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from virtvault.errors import DomainStopped, MonitorError, NotReachable, WorkFailed
+from workers.capabilities import Capabilities, probe
 from workers.monitor import qmp_arguments
 
 __all__ = ["StorageDaemon", "StorageDaemonMonitor"]
@@ -93,6 +95,11 @@ class StorageDaemonMonitor:
             raise DomainStopped(
                 f"The storage daemon at {socket} is gone: {error}.", "Run the task again."
             ) from error
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """See :attr:`workers.monitor.Monitor.capabilities`."""
+        return probe(self)
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """See :meth:`workers.monitor.Monitor.execute`."""

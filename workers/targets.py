@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from virtvault.settings import Settings
@@ -13,7 +15,7 @@ from workers.journal import Run
 from workers.plan import DiskPlan
 from workers.repository.directory import create_image
 
-__all__ = ["Targets"]
+__all__ = ["Targets", "qemu_uid"]
 
 
 class Targets:
@@ -22,7 +24,7 @@ class Targets:
     def __init__(self, settings: Settings, run: Run) -> None:
         self._settings = settings
         self._run = run
-        tag = run.point[-8:]
+        tag = run.tag
         self._sockets = Path(settings.runtime_dir, tag)
         self._spare = settings.scratch / tag
 
@@ -35,34 +37,60 @@ class Targets:
         """The export of a disk's scratch image."""
         return Export(target, f"{self._sockets / target}.s", str(self._spare / f"{target}.qcow2"))
 
-    def open(self, chosen: list[Disk], plans: dict[str, DiskPlan], xml: str) -> None:
-        """Make the images and serve them to the user that the domain's QEMU runs as.
+    def served(self, uid: int) -> str:
+        """Where ``uid``'s QEMU makes the socket that an open export is read through."""
+        directory = self._sockets / "served"
+        directory.mkdir(parents=True, exist_ok=True)
+        os.chown(directory, uid, -1)
+        return str(directory / "nbd.sock")
+
+    def served_url(self, target: str) -> str:
+        """What a reader of an open export opens."""
+        return Export(target, str(self._sockets / "served" / "nbd.sock"), "").url
+
+    def open(
+        self, chosen: Sequence[Disk], plans: Mapping[str, DiskPlan], uid: int, way: str
+    ) -> None:
+        """Make the images and serve them to ``uid``, the user that reads or writes them.
 
         :raises RepositoryUnusable: the repository or the scratch directory cannot be written.
         """
-        self._spare.mkdir(parents=True, mode=0o700, exist_ok=True)
         self._sockets.mkdir(parents=True, exist_ok=True)
         # QEMU's own user must reach the sockets; it can open only the ones given to it.
         self._sockets.chmod(0o711)
         self._sockets.parent.chmod(0o711)
-        uid = _qemu_uid(xml)
         for disk in chosen:
-            image, scratch = self.image(disk.target), self.scratch(disk.target)
-            parent = plans[disk.target].parent
-            create_image(
-                Path(image.image),
-                disk.virtual_size,
-                backing=f"../{parent}/{disk.target}.qcow2" if parent else "",
-                compression=self._settings.compression,
-            )
-            create_image(Path(scratch.image), disk.virtual_size)
-            exports.serve(
-                image,
-                uid=uid,
-                clients=self._settings.nbd_clients,
-                compress=self._settings.compression != "none",
-            )
-            exports.serve(scratch, uid=uid, clients=1, limit=self._settings.scratch_limit)
+            plan = plans[disk.target]
+            if plan.sync != "none":
+                self._open_image(disk, plan, uid, stay=way == "direct")
+            if way == "isolated":
+                self._spare.mkdir(parents=True, mode=0o700, exist_ok=True)
+                scratch = self.scratch(disk.target)
+                create_image(Path(scratch.image), disk.virtual_size)
+                exports.serve(scratch, uid=uid, clients=1, limit=self._settings.scratch_limit)
+
+    def _open_image(self, disk: Disk, plan: DiskPlan, uid: int, *, stay: bool) -> None:
+        image = self.image(disk.target)
+        backing, format_ = "", "qcow2"
+        if plan.parent:
+            backing = f"../{plan.parent}/{disk.target}.qcow2"
+        elif plan.sync == "top":
+            # Named while it is written: without it QEMU would leave out the zeroes that hide it.
+            backing, format_ = disk.layers[1].filename, disk.layers[1].driver
+        create_image(
+            Path(image.image),
+            disk.virtual_size,
+            backing=backing,
+            backing_format=format_,
+            compression=self._settings.compression,
+        )
+        exports.serve(
+            image,
+            uid=uid,
+            clients=self._settings.nbd_clients,
+            compress=self._settings.compression != "none",
+            stay=stay,
+        )
 
     def flush(self) -> None:
         """Have every image confirmed as on disk.
@@ -94,7 +122,7 @@ class Targets:
         shutil.rmtree(self._spare, ignore_errors=True)
 
 
-def _qemu_uid(xml: str) -> int:
+def qemu_uid(xml: str) -> int:
     """The user this domain's QEMU runs as, from libvirt's DAC label (``+64055:+64055``)."""
     label = xml.partition("model='dac'")[2].partition("<label>")[2].partition("</label>")[0]
     user = label.partition(":")[0].removeprefix("+")

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ from virtvault.errors import (
 )
 from virtvault.models import (
     BackupResult,
+    BitmapChanges,
+    BitmapInfo,
     CheckLine,
     DiskProgress,
     DomainInfo,
     HostInfo,
+    JobInfo,
     Point,
     PointDisk,
     Progress,
@@ -330,6 +334,8 @@ def test_wrong_settings_are_named(fake: type[FakeClient], tmp_path: Path) -> Non
         ("backup",),
         ("backup", "web", "--speed", "fast"),
         ("backup", "web", "--sync", "some"),
+        ("speed", TASK),
+        ("speed", TASK, "fast"),
         ("nonsense",),
     ],
 )
@@ -399,7 +405,119 @@ def test_control_says_what_was_done(fake: type[FakeClient], action: str) -> None
     fake.answers[action] = "Two jobs were told."
     assert run(action, TASK).stdout == "Two jobs were told.\n"
     said = document(run(action, TASK, "--json"))
-    assert said == {"task_id": TASK, "action": action, "detail": "Two jobs were told."}
+    assert said == {"name": TASK, "action": action, "detail": "Two jobs were told."}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (
+            ("cancel", "commit-vda", "--host", "hv1", "--domain", "web", "--yes"),
+            ("cancel", ("commit-vda",), {"host": "hv1", "domain": "web", "others": True}),
+        ),
+        (("cancel", TASK), ("cancel", (TASK,), {"host": "", "domain": "", "others": False})),
+        (
+            ("pause", "commit-vda", "--domain", "hv1/web"),
+            ("pause", ("commit-vda",), {"host": "", "domain": "hv1/web"}),
+        ),
+        (("speed", TASK, "1.5M"), ("set_speed", (TASK, 1572864), {"host": "", "domain": ""})),
+        (("speed", TASK, "0"), ("set_speed", (TASK, 0), {"host": "", "domain": ""})),
+    ],
+)
+def test_what_control_is_asked_for(
+    fake: type[FakeClient], arguments: tuple[str, ...], asked: tuple[Any, ...]
+) -> None:
+    fake.answers[asked[0]] = "Done."
+    assert run(*arguments).stdout == "Done.\n"
+    assert fake.asked == [asked]
+
+
+def test_jobs_shows_whose_each_is_and_why_it_failed(fake: type[FakeClient]) -> None:
+    ours = f"virtvault-{POINT[-8:]}-vda"
+    fake.answers["jobs"] = [
+        JobInfo("hv1", "web", ours, "backup", "running", 2**20, 2**21, 2**20, TASK, UUID),
+        JobInfo("hv1", "web", "made", "create", "concluded", 1, 1, 0, uuid=UUID, error="No room"),
+    ]
+    table = run("jobs", "--host", "hv1", "--domain", "web").stdout.splitlines()
+    assert fake.asked == [("jobs", ("hv1", "web"), {})]
+    assert table[0].split()[-3:] == ["LIMIT", "OWNER", "ERROR"]
+    assert table[1].split() == [
+        *("hv1", "web", ours, "backup", "running", "1.0", "MiB", "2.0", "MiB", "1.0", "MiB/s"),
+        *(TASK, "-"),
+    ]
+    assert table[2].split()[-3:] == ["others", "No", "room"]
+    assert [job["error"] for job in document(run("jobs", "--json"))] == ["", "No room"]
+
+
+# -- bitmaps --------------------------------------------------------------------------------------
+
+MINE = BitmapInfo("vda", "mine", "user", "", 65536, 2**20, True, "recording", "/i/a.qcow2", True)
+OURS = replace(MINE, name="virtvault.x", owner="virtvault", purpose=f"point {POINT}", dirty=None)
+BELOW = replace(MINE, target="vdb", persistent=False, image="/i/[base].qcow2", active=False)
+
+
+def test_bitmaps_are_listed_with_their_owner_and_image(fake: type[FakeClient]) -> None:
+    fake.answers["bitmaps"] = [MINE, OURS, BELOW]
+    table = run("bitmaps", "list", "web", "--disk", "vda").stdout.splitlines()
+    cells = [[cell.strip() for cell in line.split("  ") if cell] for line in table[1:]]
+    assert cells == [
+        ["vda", "mine", "user", "64.0 KiB", "1.0 MiB", "yes", "recording", "active"],
+        [
+            *("vda", "virtvault.x", f"virtvault: point {POINT}"),
+            *("64.0 KiB", "unknown", "yes", "recording", "active"),
+        ],
+        ["vdb", "mine", "user", "64.0 KiB", "1.0 MiB", "no", "recording", "/i/[base].qcow2"],
+    ]
+    assert fake.asked == [("bitmaps", ("web",), {"disks": ("vda",)})]
+    assert document(run("bitmaps", "list", "web", "--json"))[1]["dirty"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("add",), ("add_bitmap", {"disks": (), "granularity": 0, "persistent": None})),
+        (
+            ("add", "--granularity", "64K", "--no-persistent", "--disk", "vda"),
+            ("add_bitmap", {"disks": ("vda",), "granularity": 65536, "persistent": False}),
+        ),
+        (("clear",), ("clear_bitmap", {"disks": ()})),
+        (("remove",), ("remove_bitmap", {"disks": (), "include_ours": False})),
+        (("remove", "--yes"), ("remove_bitmap", {"disks": (), "include_ours": True})),
+    ],
+)
+def test_bitmaps_asks_for_what_was_given(
+    fake: type[FakeClient], arguments: tuple[str, ...], asked: tuple[str, dict[str, Any]]
+) -> None:
+    verb, *options = arguments
+    name, named = asked
+    fake.answers[name] = BitmapChanges("web", "added", (MINE,))
+    assert run("bitmaps", verb, "web", "mine", *options).exit_code == 0
+    assert fake.asked == [(name, ("web", "mine"), named)]
+
+
+def test_bitmaps_says_what_was_done_on_each_disk(fake: type[FakeClient]) -> None:
+    skipped = {"vdc": "a raw image"}
+    fake.answers["add_bitmap"] = BitmapChanges("web", "added", (MINE, BELOW), skipped)
+    assert run("bitmaps", "add", "web", "mine").stdout.splitlines() == [
+        "vda: added mine, 64.0 KiB granularity, persistent (stored in the image at shutdown)",
+        "vdb: added mine, 64.0 KiB granularity, not persistent (in QEMU's memory, gone when the "
+        "domain is shut off)",
+        "skipped vdc: a raw image",
+    ]
+    fake.answers["remove_bitmap"] = BitmapChanges("web", "removed", (MINE, OURS))
+    assert run("bitmaps", "remove", "web", "*", "--yes").stdout.splitlines() == [
+        "vda: removed mine",
+        f"vda: removed virtvault.x (point {POINT}): the next backup there is a full",
+    ]
+    assert document(run("bitmaps", "remove", "web", "*", "--json"))["action"] == "removed"
+
+
+@pytest.mark.parametrize("wrong", ["fast", "0", "64 K", "-1", "1.5K", "64T"])
+def test_a_granularity_that_is_no_size_is_wrong_usage(fake: type[FakeClient], wrong: str) -> None:
+    result = run("bitmaps", "add", "web", "mine", f"--granularity={wrong}")
+    assert result.exit_code == 2
+    assert "--granularity" in result.stderr
+    assert fake.asked == []
 
 
 # -- roles ----------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ PROMISED = {
     "UnknownPoint": (2, False),
     "UnknownTask": (2, False),
     "NothingToBackUp": (2, False),
+    "UnknownBitmap": (2, False),
+    "ProtectedBitmap": (2, False),
     "DestinationExists": (2, False),
     "DomainBusy": (2, True),
     "WorkFailed": (1, True),

@@ -48,6 +48,8 @@ def test_the_file_is_the_one_the_environment_names(tmp_path: Path) -> None:
         ('compression = "gzip"', "compression: "),
         ("guard_seconds = 100", "guard_seconds: "),
         ("stall_seconds = 1", "stall_seconds: must be at least 5"),
+        ('qemu_as_of = "4"', "qemu_as_of: must be MAJOR.MINOR"),
+        ('qemu_as_of = "2.9"', "qemu_as_of: must be 2.12 or later"),
         ('restore_roots = ["here"]', "restore_roots"),
         ("flower_port = 70000", "flower_port: "),
         ("[repositories.main]", "path: "),

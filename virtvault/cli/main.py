@@ -7,7 +7,19 @@ from typing import Any, cast
 
 import click
 
-from virtvault.cli import backup, check, hosts, jobs, output, points, restore, roles, task
+from virtvault.cli import (
+    backup,
+    bitmaps,
+    check,
+    events,
+    hosts,
+    jobs,
+    output,
+    points,
+    restore,
+    roles,
+    task,
+)
 from virtvault.cli.options import Invocation
 from virtvault.errors import VirtvaultError
 
@@ -86,7 +98,8 @@ for command in (
     *(roles.up, roles.down),
     *(hosts.hosts, hosts.domains, hosts.disks, check.check),
     *(backup.backup, points.points, points.show, restore.restore),
-    *(task.task, jobs.jobs, jobs.pause, jobs.resume, jobs.cancel),
+    bitmaps.bitmaps,
+    *(task.task, jobs.jobs, jobs.pause, jobs.resume, jobs.cancel, jobs.speed, events.events),
     *(roles.worker, roles.control, roles.central, roles.beat, roles.flower),
 ):
     cli.add_command(command)

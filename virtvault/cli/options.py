@@ -13,7 +13,15 @@ import click
 if TYPE_CHECKING:
     from virtvault.client import Client
 
-__all__ = ["Invocation", "connect", "detach_option", "disk_option", "json_option", "speed_option"]
+__all__ = [
+    "Invocation",
+    "connect",
+    "detach_option",
+    "disk_option",
+    "json_option",
+    "speed_argument",
+    "speed_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +75,11 @@ def speed_option(command: F) -> F:
     text = "Limit per disk in bytes per second, such as 50M. Default: none."
     option = click.option("--speed", type=speed, default="0", metavar="RATE", help=text)
     return option(command)
+
+
+def speed_argument(command: F) -> F:
+    """``RATE``: the argument ``rate``, in bytes per second."""
+    return click.argument("rate", type=speed, metavar="RATE")(command)
 
 
 def json_option(command: F) -> F:

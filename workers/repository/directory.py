@@ -230,7 +230,13 @@ class DirectoryRepository:
 
 
 def create_image(
-    path: Path, size: int, *, backing: str = "", format: str = "qcow2", compression: str = "none"
+    path: Path,
+    size: int,
+    *,
+    backing: str = "",
+    backing_format: str = "qcow2",
+    format: str = "qcow2",
+    compression: str = "none",
 ) -> None:
     """Make an empty image; ``backing`` is stored as it is given, with its format named.
 
@@ -238,7 +244,7 @@ def create_image(
     """
     options = ["-o", "compression_type=zstd"] if compression == "zstd" else []
     # -u: the size is given, the backing file need not be opened (and is never probed).
-    base = ["-u", "-b", backing, "-F", "qcow2"] if backing else []
+    base = ["-u", "-b", backing, "-F", backing_format] if backing else []
     done = subprocess.run(
         ["qemu-img", "create", "-q", "-f", format, *options, *base, str(path), str(size)],
         capture_output=True,

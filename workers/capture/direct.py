@@ -1,0 +1,129 @@
+"""Capture of a running or paused domain by a QEMU that cannot set its guest apart.
+
+The jobs read the disks' own nodes and copy before each guest write *into the target*: while the
+target stalls the guest's writes wait, and where it dies they fail. The result says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from virtvault.errors import NotSupported
+from workers import instant, isolation
+from workers.capture.isolated import Isolated
+from workers.capture.way import Plans, backup_action, new_bitmaps
+from workers.disks import Disk
+from workers.instant import Instant
+
+__all__ = ["Direct"]
+
+
+class Direct(Isolated):
+    """New bitmaps and jobs of all disks in one transaction, which is the instant."""
+
+    name = "direct"
+    isolated = False
+
+    def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
+        """See :class:`workers.capture.way.Capture`."""
+        super().refuse(chosen, wanted)
+        if self.run.request["sync"] == "none":
+            raise NotSupported(
+                f"Domain {self.run.domain} runs on a QEMU that cannot export a point in time "
+                "without putting its guest at risk (7.1 can).",
+                "Restart or migrate the domain onto a newer QEMU, or take a full.",
+            )
+
+    def limit(self, disk: Disk) -> str:
+        """Why this QEMU cannot copy what bitmaps mark and keep them, or empty."""
+        merge = self._monitor.capabilities.merge
+        if merge == "none":
+            return f"{self._version()} cannot merge bitmaps (4.0 can): each point is a full"
+        if merge == "same node" and any(layer.bitmaps for layer in disk.layers[1:]):
+            return f"{self._version()} cannot merge bitmaps of several images (4.1 can)"
+        return ""
+
+    def counts(self, disk: Disk) -> bool:
+        """A bitmap that nothing could ever copy from is not made."""
+        return self._monitor.capabilities.merge != "none"
+
+    def stand(self, chosen: Sequence[Disk], plans: Plans) -> None:
+        """The targets' nodes, where the copying command takes nodes."""
+        if self._monitor.capabilities.copy == "blockdev-backup":
+            for disk in chosen:
+                names = self._names(disk)
+                isolation.add_nbd(self._monitor, names.image, self.targets.image(disk.target))
+
+    def take(self, chosen: Sequence[Disk], plans: Plans, freeze: str, speed: int) -> Instant:
+        """Start everything in one transaction: its prepare drains all disks at once."""
+        actions: list[dict[str, Any]] = new_bitmaps(chosen, plans, self.run.bitmap)
+        for disk in chosen:
+            actions += self._of_disk(disk, plans, speed)
+        return instant.take(
+            self._monitor,
+            self.engine.settings,
+            freeze=freeze,
+            stop=False,
+            swap=lambda: self._monitor.execute("transaction", actions=actions),
+        )
+
+    def start(self, chosen: Sequence[Disk], plans: Plans, speed: int) -> None:
+        """Nothing: the instant started them."""
+
+    def notes(self) -> list[str]:
+        """That faults of the backup could reach the guest, and why."""
+        return [
+            f"not isolated: {self._version()} copies before each guest write into the target, so a "
+            "target that stalls or fails is felt by the guest"
+        ]
+
+    def moved(self, before: Disk, after: Disk) -> bool:
+        """A snapshot came before the transaction: its job reads a layer below the active one."""
+        return not after.layers or before.node != after.node
+
+    def _of_disk(self, disk: Disk, plans: Plans, speed: int) -> list[dict[str, Any]]:
+        plan, names = plans[disk.target], self._names(disk)
+        actions: list[dict[str, Any]] = []
+        sync = {"sync": plan.sync}
+        if plan.parent:
+            # A bitmap of its own to copy from, since QEMU clears the one a job succeeded with.
+            # It records from the start: a write that comes between the merge and the job's own
+            # start must be copied.
+            actions = [
+                {
+                    "type": "block-dirty-bitmap-add",
+                    "data": {"node": disk.node, "name": names.changed},
+                },
+                {
+                    "type": "block-dirty-bitmap-merge",
+                    "data": {
+                        "node": disk.node,
+                        "target": names.changed,
+                        "bitmaps": self._named(disk, plan.sources),
+                    },
+                },
+            ]
+            sync = {"sync": "incremental", "bitmap": names.changed}
+        abilities = self._monitor.capabilities
+        by_node = abilities.copy == "blockdev-backup"
+        export = self.targets.image(disk.target)
+        job = backup_action(
+            abilities,
+            names,
+            device=disk.node,
+            target=names.image if by_node else export.url,
+            sync=sync,
+            speed=speed,
+        )
+        return [*actions, job]
+
+    def _named(self, disk: Disk, sources: tuple[tuple[str, str], ...]) -> list[Any]:
+        if self._monitor.capabilities.merge == "any node":
+            return [{"node": node, "name": name} for node, name in sources]
+        return [name for _, name in sources]
+
+    def _version(self) -> str:
+        as_of = self.engine.settings.qemu_as_of
+        major, minor, _ = self._monitor.capabilities.version
+        return f"QEMU {as_of or f'{major}.{minor}'}"

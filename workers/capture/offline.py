@@ -1,0 +1,183 @@
+"""Capture of a domain that is shut off: its images, read by a qemu-storage-daemon.
+
+The images are opened read-only and without a lock, so the domain can be started at any time; then
+the point is failed, never the start. Only adding and removing a bitmap opens an image for writing,
+for some milliseconds, in which a start of the domain would find it locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from virtvault.errors import DomainStarted, NotSupported
+from workers import isolation, offline
+from workers.capture.way import Plans, backup_action
+from workers.disks import Disk
+from workers.engine import Engine, now
+from workers.hypervisor import StartWatch
+from workers.instant import Instant
+from workers.isolation import Names
+from workers.journal import Run
+from workers.storage_daemon import StorageDaemon, StorageDaemonMonitor
+from workers.targets import Targets
+
+__all__ = ["Offline", "daemon_of"]
+
+
+def daemon_of(engine: Engine, run: Run) -> StorageDaemon:
+    """The storage daemon of a run on a domain that is shut off, running or not."""
+    return StorageDaemon(Path(engine.settings.runtime_dir, f"b-{run.tag}"))
+
+
+class Offline:
+    """The images of a domain that does not run."""
+
+    name = "offline"
+    isolated = True
+    state = "shut off"
+
+    def __init__(self, engine: Engine, run: Run, targets: Targets) -> None:
+        self.engine = engine
+        self.run = run
+        self.targets = targets
+        self._daemon = daemon_of(engine, run)
+        self._monitor: StorageDaemonMonitor | None = None
+        self._watch: StartWatch | None = None
+
+    def xml(self) -> str:
+        """The XML the domain will be started with."""
+        return self.engine.hypervisor.inactive_xml(self.run.uuid)
+
+    def disks(self) -> list[Disk]:
+        """See :class:`workers.capture.way.Capture`."""
+        return offline.discover(self.xml(), self.run.tag)
+
+    def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
+        """See :class:`workers.capture.way.Capture`."""
+        if self.run.request["sync"] == "none":
+            raise NotSupported(
+                f"Domain {self.run.domain} is shut off: nothing writes to its disks, so there is "
+                "no point in time to hold.",
+                "Read its images directly (qemu-nbd --read-only), or take a full.",
+            )
+        for disk in chosen:
+            if disk.fault:
+                raise NotSupported(
+                    f"Disk {disk.target} of domain {self.run.domain}, which is shut off, cannot be "
+                    f"backed up: {disk.fault}.",
+                    "Mend that, back it up while it runs, or name the other disks with --disk.",
+                )
+
+    def limit(self, disk: Disk) -> str:
+        """See :class:`workers.capture.way.Capture`."""
+        return ""
+
+    def counts(self, disk: Disk) -> bool:
+        """Where no QEMU runs only an image can hold a bitmap."""
+        return disk.persistent
+
+    def stand(self, chosen: Sequence[Disk], plans: Plans) -> None:
+        """New bitmaps into the images; then the images and targets opened in the daemon.
+
+        :raises DomainStarted: it was started meanwhile.
+        """
+        self._watch = self.engine.hypervisor.watch_start(self.run.uuid)
+        for disk in chosen:
+            if plans[disk.target].counts:
+                offline.change_bitmaps(disk.source, "--add", self.run.bitmap)
+        self.check()
+        self._daemon.start()
+        monitor = self.monitor()
+        for disk in chosen:
+            below: str | None = None
+            for layer in reversed(disk.layers):
+                offline.open_read_only(monitor, layer, below)
+                below = layer.node
+            names = Names(self.run.tag, disk.target)
+            isolation.add_nbd(monitor, names.image, self.targets.image(disk.target))
+
+    def take(self, chosen: Sequence[Disk], plans: Plans, freeze: str, speed: int) -> Instant:
+        """Nobody writes: any moment is the instant, for as long as that is so."""
+        return Instant(now(), False, 0.0, 0.0)
+
+    def start(self, chosen: Sequence[Disk], plans: Plans, speed: int) -> None:
+        """All jobs in one transaction."""
+        monitor = self.monitor()
+        actions = []
+        for disk in chosen:
+            plan, names = plans[disk.target], Names(self.run.tag, disk.target)
+            sync = {"sync": plan.sync}
+            if plan.parent:
+                monitor.execute("block-dirty-bitmap-add", node=disk.node, name=names.changed)
+                monitor.execute(
+                    "block-dirty-bitmap-merge",
+                    node=disk.node,
+                    target=names.changed,
+                    bitmaps=[{"node": node, "name": name} for node, name in plan.sources],
+                )
+                sync = {"sync": "bitmap", "bitmap": names.changed, "bitmap-mode": "never"}
+            actions.append(
+                backup_action(
+                    monitor.capabilities,
+                    names,
+                    device=disk.node,
+                    target=names.image,
+                    sync=sync,
+                    speed=speed,
+                )
+            )
+        self.run.draft["witness"] = offline.witness(chosen)
+        monitor.execute("transaction", actions=actions)
+
+    def notes(self) -> list[str]:
+        """See :class:`workers.capture.way.Capture`."""
+        return []
+
+    def moved(self, before: Disk, after: Disk) -> bool:
+        """See :class:`workers.capture.way.Capture`."""
+        return [layer.filename for layer in before.layers] != [
+            layer.filename for layer in after.layers
+        ]
+
+    def monitor(self) -> StorageDaemonMonitor:
+        """See :class:`workers.capture.way.Capture`."""
+        if self._monitor is None:
+            self._monitor = self._daemon.monitor(self.engine.settings.qmp_timeout)
+        return self._monitor
+
+    def check(self) -> None:
+        """See that nobody has written to the images since the instant.
+
+        :raises DomainStarted: the domain runs, or did, or another program wrote to an image.
+        """
+        if self.engine.hypervisor.is_active(self.run.uuid):
+            raise DomainStarted(
+                f"Domain {self.run.domain} was started while it was being backed up.",
+                "Back it up again: its bitmaps have kept everything.",
+            )
+        seen = self.run.draft.get("witness", {})
+        for changed in offline.changed(seen):
+            raise DomainStarted(
+                f"{changed} was written to while it was being backed up: domain "
+                f"{self.run.domain} ran in between, or another program has the image open.",
+                "Back it up again.",
+            )
+        # A block device does not tell that it was written to. Where we have not watched all the
+        # time (the worker was restarted, libvirtd was) it cannot be known.
+        if any(map(offline.is_block_device, seen)) and (
+            self._watch is None or self._watch.perhaps()
+        ):
+            raise DomainStarted(
+                f"Whether domain {self.run.domain} was started while it was being backed up is "
+                "not known.",
+                "Back it up again.",
+            )
+
+    def close(self) -> None:
+        """See :class:`workers.capture.way.Capture`."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
