@@ -11,7 +11,7 @@ from tasks import revocation
 from virtvault import queues, schemas
 from virtvault.errors import VirtvaultError
 from virtvault.models import BitmapRequest
-from workers import bitmaps, job_control, questions
+from workers import bitmaps, job_control, job_listing, questions
 from workers.engine import Engine
 
 __all__ = ["register"]
@@ -29,7 +29,7 @@ def register(app: Celery, engine: Engine) -> None:
         return [schemas.dump(d) for d in questions.disks(engine, domain)]
 
     def jobs() -> list[Plain]:
-        return [schemas.dump(j) for j in job_control.block_jobs(engine)]
+        return [schemas.dump(j) for j in job_listing.block_jobs(engine)]
 
     def check() -> list[Plain]:
         return [schemas.dump(line) for line in questions.check(engine)]

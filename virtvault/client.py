@@ -65,8 +65,12 @@ class Client:
         disks: Sequence[str] = (),
         speed: int = 0,
         freeze: str = "auto",
+        bitmap: str = "",
+        start_paused: bool = False,
     ) -> Handle:
         """Enqueue a backup on the domain's hypervisor. Fields: :class:`BackupRequest`.
+
+        With ``sync="none"`` the task goes on until it is cancelled; its progress has the URLs.
 
         :raises BadInput: unknown domain or repository, or a field that is wrong.
         :raises NotReachable: Redis does not answer.
@@ -80,6 +84,8 @@ class Client:
                 "disks": list(disks),
                 "speed": speed,
                 "freeze": freeze,
+                "bitmap": bitmap,
+                "start_paused": start_paused,
             },
         )
         found = self.find_domain(domain)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtvault import queues, runs, schemas
 from virtvault.errors import Cancelled, NotReachable, VirtvaultError, WorkFailed
-from virtvault.models import BackupResult, Progress, RestoreResult
+from virtvault.models import BackupResult, ExportResult, Progress, RestoreResult, Result
 from virtvault.runs import RunRecord
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["READY", "RESULTS", "Handle", "value"]
 
 READY = ("SUCCESS", "FAILURE", "REVOKED")
-RESULTS: dict[str, type[BackupResult] | type[RestoreResult]] = {
+RESULTS: dict[str, type[Result]] = {
     queues.BACKUP: BackupResult,
     queues.RESTORE: RestoreResult,
 }
@@ -50,7 +50,7 @@ class Handle:
         with runs.reachable():
             return self._progress()
 
-    def result(self) -> BackupResult | RestoreResult | None:
+    def result(self) -> Result | None:
         """The result, None while the task is not done.
 
         :raises VirtvaultError: it failed, or was cancelled.
@@ -63,7 +63,7 @@ class Handle:
         self,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
-    ) -> BackupResult | RestoreResult:
+    ) -> Result:
         """Wait for the result, through restarts of Redis and of workers.
 
         A run that a flushed Redis has forgotten is sent again under its own task id.
@@ -107,8 +107,12 @@ class Handle:
         text: Any = self._client.redis.get(queues.progress_key(self.task_id))
         return schemas.load(Progress, json.loads(text)) if text else None
 
-    def _outcome(self, meta: dict[str, Any]) -> BackupResult | RestoreResult:
-        return schemas.load(RESULTS[self._task], value(meta))
+    def _outcome(self, meta: dict[str, Any]) -> Result:
+        found = value(meta)
+        model = RESULTS[self._task]
+        if model is BackupResult and "exports" in found:
+            model = ExportResult  # its sync was none
+        return schemas.load(model, found)
 
 
 def value(meta: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ __all__ = [
     "ExportResult",
     "ExportedDisk",
     "RestoreResult",
+    "Result",
     "Point",
     "PointDisk",
     "RestoredDisk",
@@ -95,8 +96,7 @@ class RestoreRequest:
 class BackingImage:
     """An image outside the repository that a ``top`` point needs: it must not have changed since.
 
-    ``length`` in bytes and ``modified`` (nanoseconds since the epoch) are the file's own; both 0
-    for a block device, which tells neither.
+    ``length`` in bytes and ``modified`` (nanoseconds since the epoch) are the file's own.
     """
 
     path: str
@@ -267,6 +267,10 @@ class RestoreResult:
     started: str
     finished: str
     disks: tuple[RestoredDisk, ...]
+
+
+# What a long task returns.
+Result = BackupResult | RestoreResult | ExportResult
 
 
 @dataclass(frozen=True)

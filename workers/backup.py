@@ -10,6 +10,7 @@ import logging
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from virtvault import schemas
 from virtvault.errors import (
@@ -220,6 +221,9 @@ class Backup:
             limit=capture.limit(disk),
             bitmap=self.request.bitmap,
         )
+        if plan.sync == "top" and not all(Path(i.filename).is_file() for i in disk.layers[1:]):
+            reason = "its backing image is no file, so it could not be told later if it changed"
+            plan = DiskPlan("full", reason=reason)
         return replace(plan, counts=plan.counts and capture.counts(disk))
 
     # -- small things -------------------------------------------------------------------------

@@ -104,7 +104,8 @@ def remove(engine: Engine, request: BitmapRequest) -> BitmapChanges:
             f"virtvault's own ({ours[0].purpose}): without it the next backup of that disk into "
             "that repository is a full.",
             "If that is what you want, `virtvault bitmaps remove "
-            f"{_quoted(view.domain, request.name)} --yes`.",
+            + _quoted(view.domain, request.name, *(f"--disk={t}" for t in request.disks))
+            + " --yes`.",
         )
     with _no_backup(engine, view):
         # Looked at again: until the domain was held, a backup may have changed what there is.

@@ -6,16 +6,19 @@ import ctypes
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from virtvault.errors import RepositoryUnusable
+from virtvault.errors import InvalidRequest, RepositoryUnusable
+from virtvault.models import BackingImage
 
-__all__ = ["punch_holes", "require_own_backing"]
+__all__ = ["punch_holes", "require_own_backing", "require_unchanged"]
 
 
-def require_own_backing(chain: tuple[Path, ...]) -> None:
+def require_own_backing(chain: tuple[Path, ...], outside: str = "") -> None:
     """Refuse an image whose header points elsewhere: crafted, or moved by hand.
 
+    :param outside: what the last image stands on where its manifest names something.
     :raises RepositoryUnusable: naming the image and what it points to.
     """
     for image, below in zip(chain, (*chain[1:], None), strict=True):
@@ -31,13 +34,43 @@ def require_own_backing(chain: tuple[Path, ...]) -> None:
                 "Use a point of another chain.",
             )
         info = json.loads(done.stdout)
-        expected = f"../{below.parent.name}/{below.name}" if below else None
+        expected = f"../{below.parent.name}/{below.name}" if below else outside or None
         found = info.get("backing-filename")
         data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
         if found != expected or data_file:
             raise RepositoryUnusable(
                 f"{image} points to {data_file or found}, its manifest to {expected}.",
                 "The image was altered; use a point of another chain.",
+            )
+
+
+def require_unchanged(point: str, backing: tuple[BackingImage, ...], roots: Sequence[str]) -> None:
+    """See that the images outside the repository that a ``top`` needs are what they were.
+
+    :param roots: the directories they may lie in, from the worker's own configuration.
+    :raises InvalidRequest: one lies elsewhere.
+    :raises RepositoryUnusable: one is gone or was written to.
+    """
+    for image in backing:
+        path = Path(image.path).resolve()
+        if not any(path.is_relative_to(Path(root).resolve()) for root in roots):
+            raise InvalidRequest(
+                f"Point {point} (sync top) needs {path}, which is outside the backing_roots of "
+                "this worker.",
+                f"Where that image is to be trusted, add {path.parent} to backing_roots.",
+            )
+        try:
+            entry = path.stat()
+        except OSError as error:
+            raise RepositoryUnusable(
+                f"Point {point} (sync top) needs {path}: {error.strerror}.",
+                "Put that image back, with its time of last change, or use another point.",
+            ) from error
+        if (entry.st_size, entry.st_mtime_ns) != (image.length, image.modified):
+            raise RepositoryUnusable(
+                f"Point {point} (sync top) needs {path}, which was written to since: together they "
+                "are not the disk of that instant any more.",
+                "Put back the image as it was, with its time of last change, or use another point.",
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +37,6 @@ def draft_disk(disk: Disk, plan: DiskPlan, bitmap: str) -> dict[str, object]:
 
 def _backing(layer: Layer) -> BackingImage:
     entry = Path(layer.filename).stat()
-    if stat.S_ISBLK(entry.st_mode):
-        return BackingImage(layer.filename, layer.driver, 0, 0)
     return BackingImage(layer.filename, layer.driver, entry.st_size, entry.st_mtime_ns)
 
 

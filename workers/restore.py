@@ -29,7 +29,7 @@ from virtvault.models import (
 from workers import jobs
 from workers.backup import Duplicate
 from workers.engine import Engine, Ties, now, tag_of
-from workers.images import punch_holes, require_own_backing
+from workers.images import punch_holes, require_own_backing, require_unchanged
 from workers.jobs import Detached
 from workers.journal import HeldElsewhere, Run, sync_directory
 from workers.monitor import Monitor
@@ -146,7 +146,9 @@ class _Restore:
         self._refuse_overwriting()
         self._require_room()
         for target in self.targets:
-            require_own_backing(target.chain)
+            backing = target.disk.backing
+            require_own_backing(target.chain, outside=backing[0].path if backing else "")
+            self._require_unchanged(target)
         self.run.phase = "planned"
         self.engine.journal.write(self.run)
         self._clean()
@@ -178,6 +180,8 @@ class _Restore:
             jobs.follow(monitor, ours, self.engine.pace, self._sample)
             self.ties.step("closing")
             for target in self.targets:
+                # Nor was it written to while it was read.
+                self._require_unchanged(target)
                 # Reopening read-only flushes and, unlike closing, says when that fails.
                 node = self._destination_node(target, read_only=True)
                 monitor.execute("blockdev-reopen", options=[node])
@@ -209,15 +213,19 @@ class _Restore:
     def _open(self, monitor: Monitor, target: _Target) -> None:
         """The chain bottom up, each backing named by us: no header makes QEMU open a file."""
         below: str | None = None
-        for depth in range(len(target.chain) - 1, -1, -1):
+        images = [(str(image), "qcow2") for image in target.chain]
+        images += [(image.path, image.format) for image in target.disk.backing]
+        for depth, (path, format_) in reversed(list(enumerate(images))):
             node = f"src-{target.disk.target}-{depth}"
             monitor.execute(
                 "blockdev-add",
-                driver="qcow2",
+                driver=format_,
                 node_name=node,
                 read_only=True,
-                file={"driver": "file", "filename": str(target.chain[depth]), "read-only": True},
-                backing=below,
+                # A running domain may have what a `top` stands on open, too.
+                force_share=True,
+                file={"driver": "file", "filename": path, "read-only": True},
+                **({} if format_ == "raw" else {"backing": below}),
             )
             below = node
         monitor.execute("blockdev-add", **self._destination_node(target, read_only=False))
@@ -257,6 +265,10 @@ class _Restore:
     def _sample(self, disks: tuple[DiskProgress, ...]) -> None:
         self.ties.sample(disks)
         self.ties.check(self.engine.journal)
+
+    def _require_unchanged(self, target: _Target) -> None:
+        roots = self.engine.settings.backing_roots
+        require_unchanged(self.point.id, target.disk.backing, roots)
 
     def _still_there(self) -> bool:
         """Whether the run can go on where it was: its daemon lives, or its work is done."""

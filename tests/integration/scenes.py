@@ -15,7 +15,7 @@ import libvirt
 
 from tests.integration.conftest import MIB, Points
 from tests.lab import DiskSpec, Guest
-from virtvault.models import BackupRequest, BackupResult, Point, PointDisk, Progress
+from virtvault.models import BackupRequest, BackupResult, ExportResult, Point, PointDisk, Progress
 from workers.backup import backup
 from workers.engine import Engine, Ties, tag_of
 from workers.plan import BITMAP_PREFIX
@@ -252,3 +252,59 @@ def qemu_img(*arguments: str | Path) -> str:
     return subprocess.run(
         ["qemu-img", *arguments], check=True, capture_output=True, text=True
     ).stdout
+
+
+class Open:
+    """A snapshot export (``sync=none``) in a thread of its own, open when the block is entered."""
+
+    def __init__(self, engine: Engine, guest: Guest, *, task_id: str = "", **request: Any) -> None:
+        self.engine = engine
+        self.task_id = task_id or uuid.uuid4().hex
+        self.stopping = threading.Event()
+        self.urls: dict[str, str] = {}
+        self._request = BackupRequest(domain=guest.domain.name(), sync="none", **request)
+        self._result: ExportResult | None = None
+        self._raised: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="export under test")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        until(lambda: self.urls or not self._thread.is_alive(), "the export to open")
+        if not self.urls and self._raised is not None:
+            raise self._raised
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.close()
+
+    def close(self) -> ExportResult:
+        """End it by hand, as ``virtvault cancel`` does; gives what it returned."""
+        self.engine.journal.wishes(self.task_id).touch()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the export does not close"
+        if self._raised is not None:
+            raise self._raised
+        assert self._result is not None
+        return self._result
+
+    def raised(self, seconds: float = 60.0) -> BaseException:
+        """What ended it."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "the export does not end"
+        assert self._raised is not None, f"it was closed: {self._result}"
+        return self._raised
+
+    def _run(self) -> None:
+        try:
+            result = backup(self.engine, self._request, Ties(self.task_id, self._see, self._stop))
+            assert isinstance(result, ExportResult)
+            self._result = result
+        except BaseException as error:
+            self._raised = error
+
+    def _see(self, progress: Progress) -> None:
+        self.urls = progress.exports or self.urls
+
+    def _stop(self) -> bool:
+        return self.stopping.is_set()

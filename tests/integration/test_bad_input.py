@@ -26,7 +26,7 @@ from virtvault.errors import (
 )
 from virtvault.models import BackupRequest
 from virtvault.settings import RepositorySettings
-from workers import questions
+from workers import job_control, job_listing, questions
 from workers.backup import backup
 from workers.engine import Engine, Ties
 
@@ -100,7 +100,7 @@ def test_a_repository_whose_identity_cannot_be_read_is_refused(
 def test_questions_about_what_is_not_there_are_answered_so(boot: Boot, engine: Engine) -> None:
     with pytest.raises(UnknownDomain, match="nobody"):
         questions.disks(engine, "nobody")
-    for ask in (questions.pause, questions.resume):
+    for ask in (job_control.pause, job_control.resume):
         with pytest.raises(UnknownTask, match="no block jobs") as caught:
             ask(engine, "no-such-task")
         assert caught.value.mend
@@ -110,6 +110,6 @@ def test_questions_about_what_is_not_there_are_answered_so(boot: Boot, engine: E
         ("vda", ""),
         ("sdc", "cdrom drive, empty"),
     ]
-    assert questions.block_jobs(engine) == [] or all(
-        job.domain != guest.name for job in questions.block_jobs(engine)
+    assert job_listing.block_jobs(engine) == [] or all(
+        job.domain != guest.name for job in job_listing.block_jobs(engine)
     )

@@ -81,6 +81,15 @@ class Libvirtd:
             self._process.wait(20)
             self._process = None
 
+    def freeze(self) -> None:
+        """Stop the process: clients stay connected and get no answer."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def answers(self) -> bool:
         try:
             libvirt.open(self.uri).close()
@@ -237,6 +246,22 @@ def test_a_restarted_libvirtd_is_listened_to_again_and_the_gap_is_told(
     time.sleep(0.5)
     assert heard.names(name).count("RESUME") == heard.names(name).count("STOP") == 3
     assert descriptors() <= descriptors_before
+
+
+def test_a_hung_libvirtd_is_noticed_and_the_gap_begins_before_it_hung(
+    libvirtd: Libvirtd, watch: Callable[..., Heard]
+) -> None:
+    libvirtd.start()
+    heard = watch(libvirtd.uri)
+    heard.wait("WATCHER_CONNECTED")
+    hung = time.time()
+    libvirtd.freeze()
+    try:
+        heard.wait("WATCHER_DISCONNECTED")
+    finally:
+        libvirtd.thaw()
+    assert _epoch(heard.wait("WATCHER_CONNECTED", count=2).data["missing_since"]) <= hung
+    heard.wait("started", libvirtd.domain().name())
 
 
 def test_a_libvirtd_that_is_not_there_at_first_is_told_once_and_then_listened_to(

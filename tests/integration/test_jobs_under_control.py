@@ -36,7 +36,7 @@ from virtvault import BackupResult, Client, Handle
 from virtvault.errors import Cancelled, InvalidRequest, MonitorError, UnknownTask
 from virtvault.models import JobInfo, RestoreResult
 from virtvault.settings import load
-from workers import job_control
+from workers import job_control, job_listing
 from workers.engine import Engine, tag_of
 from workers.journal import Run
 
@@ -251,7 +251,7 @@ def test_one_job_is_steered_alone_but_cancels_its_whole_task(
     assert [block_jobs(guest)[job]["speed"] for job in (vda, vdb)] == [MIB, 0]
     client.resume(vdb)
     until(lambda: block_jobs(guest)[vdb]["status"] == "concluded", "the end of one disk")
-    with pytest.raises(InvalidRequest, match=f"{vdb} of domain {guest.name} has no job left"):
+    with pytest.raises(InvalidRequest, match=f"{vdb} of domain {guest.name} has nothing left"):
         client.pause(vdb)
     assert handle.task_id in client.cancel(vda)
     assert_cancelled(handle)
@@ -315,7 +315,7 @@ def jobs_of(guest: Guest) -> dict[str, dict[str, Any]]:
 
 
 def listed(engine: Engine, guest: Guest) -> dict[str, JobInfo]:
-    return {job.job: job for job in job_control.block_jobs(engine) if job.domain == guest.name}
+    return {job.job: job for job in job_listing.block_jobs(engine) if job.domain == guest.name}
 
 
 def test_a_job_of_libvirts_is_steered_but_cancelled_only_where_that_is_said(
@@ -373,7 +373,7 @@ def test_jobs_that_are_no_block_jobs_are_listed_with_how_they_ended(
         lambda: job_control.set_speed(engine, MIB, "refused", uuid_),
         lambda: job_control.cancel_job(engine, "refused", uuid_, others=True),
     ):
-        with pytest.raises(InvalidRequest, match=r"has no job left to .*No such file"):
+        with pytest.raises(InvalidRequest, match=r"has nothing left to .*No such file"):
             act()
     with pytest.raises(UnknownTask, match="no block job nothing"):
         job_control.pause(engine, "nothing", uuid_)
@@ -428,15 +428,15 @@ def test_what_qemu_refuses_is_no_error_where_the_job_is_so_by_now(
         job = f"virtvault-{tag_of(running.task_id)}-vda"
         run = engine.journal.read(running.task_id)
         assert run is not None
-        stale = job_control._listed(job_control.control_monitor(engine, run))
+        stale = job_listing.listed(job_listing.control_monitor(engine, run))
         guest.qmp("block-job-pause", device=job)
         until(lambda: block_jobs(guest)[job]["status"] == "paused", "the pause")
-        now = job_control._listed
+        now = job_listing.listed
         answers = iter([stale])
-        monkeypatch.setattr(job_control, "_listed", lambda m: next(answers, None) or now(m))
+        monkeypatch.setattr(job_listing, "listed", lambda m: next(answers, None) or now(m))
         assert "already paused" in job_control.pause(engine, running.task_id)
         # A refusal that stands is shown.
-        monkeypatch.setattr(job_control, "_listed", lambda _: stale)
+        monkeypatch.setattr(job_listing, "listed", lambda _: stale)
         with pytest.raises(MonitorError, match="refused block-job-pause"):
             job_control.pause(engine, running.task_id)
         monkeypatch.undo()

@@ -33,7 +33,7 @@ from virtvault.errors import (
     UnknownPoint,
 )
 from virtvault.models import BackupRequest, RestoreRequest
-from workers import instant, questions, recovery
+from workers import instant, job_control, recovery
 from workers import restore as restore_module
 from workers.backup import backup
 from workers.engine import Engine, Ties
@@ -190,7 +190,7 @@ def test_a_cancel_while_no_worker_lives_is_not_forgotten(
         patch.setattr(instant, "take", leave)
         with pytest.raises(Detached):
             backup(engine, request, Ties(task_id))
-    questions.cancel(engine, task_id)
+    job_control.cancel(engine, task_id)
     with pytest.raises(Cancelled):
         backup(engine, request, Ties(task_id))
     assert engine.journal.all() == []
@@ -220,7 +220,7 @@ def test_a_restore_told_twice_is_done_once_and_overwrites_nothing(
 
 def test_ids_that_are_paths_or_patterns_are_refused(boot: Boot, engine: Engine) -> None:
     with pytest.raises(InvalidRequest, match="task id"):
-        questions.cancel(engine, "../../../elsewhere/x")
+        job_control.cancel(engine, "../../../elsewhere/x")
     repository = open_repository(engine.settings, "main")
     for pattern in ("*", "", "../..", "2*"):
         with pytest.raises(UnknownPoint):

@@ -205,6 +205,8 @@ def test_backup_prints_the_result_on_stdout_and_progress_on_stderr(fake: type[Fa
                 "disks": ("vda", "vdb"),
                 "speed": 50 * 2**20,
                 "freeze": "auto",
+                "bitmap": "",
+                "start_paused": False,
             },
         )
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.recorded import MODERN
 from virtvault.errors import UnknownDisk
 from workers.disks import Graph, active_node, choose, discover
 
@@ -17,6 +18,8 @@ MIB = 2**20
 
 class RecordedQemu:
     """A Monitor that gives recorded replies."""
+
+    capabilities = MODERN
 
     def __init__(self, blocks: list[Any], nodes: list[Any], graph: dict[str, Any]) -> None:
         self.replies: dict[str, Any] = {

@@ -30,6 +30,7 @@ PROMISED = {
     "GuestAgentFailed": (1, True),
     "JobFailed": (1, True),
     "DomainStopped": (1, True),
+    "DomainStarted": (1, True),
     "JobVanished": (1, True),
     "RepositoryUnusable": (1, True),
     "NotSupported": (1, False),

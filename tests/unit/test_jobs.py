@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.recorded import MODERN
 from virtvault.errors import JobFailed, JobVanished, MonitorError, NotReachable
 from virtvault.models import DiskProgress
 from workers.jobs import Pace, cancel, dismiss, follow, listed
@@ -24,6 +25,8 @@ def job(offset: int, status: str = "running", length: int = 100, **more: Any) ->
 
 class ScriptedQemu:
     """A Monitor whose query-block-jobs follows a script; the last answer is given for ever."""
+
+    capabilities = MODERN
 
     def __init__(self, *answers: Answer, refuse: frozenset[str] = frozenset()) -> None:
         self._answers: Iterator[Answer] = iter(answers)
@@ -121,7 +124,7 @@ def test_a_job_that_ends_short_without_an_error_was_cancelled() -> None:
 
 def test_a_job_without_progress_for_the_stall_time_has_failed() -> None:
     qemu = ScriptedQemu({"job-a": job(25)})
-    with pytest.raises(JobFailed, match=r"No byte moved for 0\.05 s"):
+    with pytest.raises(JobFailed, match=r"Disk vda: no byte moved for 0\.05 s"):
         follow(qemu, ONE, Pace(0.0, 0.0, 0.05), quiet)
     assert qemu.polls > 2
 
@@ -132,11 +135,17 @@ def test_a_paused_job_is_not_a_stalled_one() -> None:
     assert follow(qemu, ONE, Pace(0.0, 0.0, 0.0), quiet) == {"vda": 100}
 
 
-def test_one_moving_job_is_a_sign_of_life_for_all() -> None:
-    moving = [{"job-a": job(25), "job-b": job(number)} for number in range(50)]
+def test_a_disk_whose_target_stalls_is_found_while_the_others_move_on() -> None:
+    qemu = ScriptedQemu(*[{"job-a": job(25), "job-b": job(number)} for number in range(90)])
+    with pytest.raises(JobFailed, match=r"Disk vda: no byte moved for 0\.0005 s"):
+        follow(qemu, TWO, Pace(0.0, 0.0, 0.0005), quiet)
+
+
+def test_a_disk_that_is_done_is_not_a_stalled_one() -> None:
+    moving = [{"job-a": job(100, "concluded"), "job-b": job(number)} for number in range(50)]
     both = {"job-a": job(100, "concluded"), "job-b": job(100, "concluded")}
     qemu = ScriptedQemu(*moving, both)
-    assert follow(qemu, TWO, Pace(0.0, 0.0, 0.0), quiet) == {"vda": 100, "vdb": 100}
+    assert follow(qemu, TWO, Pace(0.0, 0.0, 60.0), quiet) == {"vda": 100, "vdb": 100}
 
 
 def test_a_libvirt_that_is_away_for_a_while_is_waited_for() -> None:

@@ -119,7 +119,7 @@ def test_what_is_no_request_at_all_is_refused(data: Any) -> None:
         ("domain", "a\nb"),
         ("domain", "web\n"),
         ("domain", None),
-        ("sync", "top"),
+        ("sync", "bitmap"),
         ("sync", ""),
         ("disks", ["../vda"]),
         ("disks", ["vda", ""]),
@@ -180,7 +180,7 @@ def test_a_manifest_that_is_not_ours_is_refused(change: dict[str, Any], named: s
         ("parent", f"{POINT}/.."),
         ("virtual_size", -1),
         ("length", "1"),
-        ("sync", "top"),
+        ("sync", "none"),
     ],
 )
 def test_a_manifest_cannot_point_outside_the_repository(field: str, value: Any) -> None:

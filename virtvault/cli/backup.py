@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from virtvault.cli.follow import finish
+from virtvault.cli.follow import finish, open_export
 from virtvault.cli.options import (
     connect,
     detach_option,
@@ -25,7 +25,8 @@ __all__ = ["backup"]
     type=click.Choice(SYNC_MODES),
     default="auto",
     show_default=True,
-    help="auto: incremental where that is safe, else full.",
+    help="auto and incremental: what changed, where that is certain, else full. top: the active "
+    "layer alone. none: serve the disks as they are now, until cancelled.",
 )
 @disk_option
 @speed_option
@@ -36,6 +37,17 @@ __all__ = ["backup"]
     show_default=True,
     help="Freeze the guest's file systems: where its agent answers, or fail, or not at all.",
 )
+@click.option(
+    "--bitmap",
+    default="",
+    metavar="NAME",
+    help="A dirty bitmap of yours: copy what it marks, and clear it once the point is durable.",
+)
+@click.option(
+    "--start-paused",
+    is_flag=True,
+    help="Start a domain that is shut off, capture it before its first write, let it run.",
+)
 @detach_option
 @json_option
 def backup(
@@ -45,10 +57,12 @@ def backup(
     disks: tuple[str, ...],
     speed: int,
     freeze: str,
+    bitmap: str,
+    start_paused: bool,
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Back up the disks of the running DOMAIN (a name, a uuid, or host/name)."""
+    """Back up the disks of DOMAIN (a name, a uuid, or host/name), running or shut off."""
     handle = connect().backup(
         domain,
         repository=repository,
@@ -56,5 +70,10 @@ def backup(
         disks=disks,
         speed=speed,
         freeze=freeze,
+        bitmap=bitmap,
+        start_paused=start_paused,
     )
+    if sync == "none" and detach:
+        open_export(handle, f"export of {domain}", as_json=as_json)
+        return
     finish(handle, f"backup of {domain}", detach=detach, as_json=as_json)

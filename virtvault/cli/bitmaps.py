@@ -34,7 +34,7 @@ def bitmaps() -> None:
 @disk_option
 @json_option
 def list_(domain: str, disks: tuple[str, ...], as_json: bool) -> None:
-    """List the bitmaps of DOMAIN: whose they are, what they mark, whether they can be used.
+    """List the bitmaps of DOMAIN and whose they are.
 
     A bitmap on an image further down a disk's backing chain has that image's name.
     """
@@ -86,7 +86,10 @@ def add(
     persistent: bool | None,
     as_json: bool,
 ) -> None:
-    """Add the bitmap NAME to all disks of DOMAIN, or to those of --disk; to all or none."""
+    """Add a bitmap to the disks of DOMAIN.
+
+    To all that can have one or to those of --disk; where one refuses, to none.
+    """
     done = connect().add_bitmap(
         domain, name, disks=disks, granularity=granularity or 0, persistent=persistent
     )
@@ -99,7 +102,10 @@ def add(
 @disk_option
 @json_option
 def clear(domain: str, name: str, disks: tuple[str, ...], as_json: bool) -> None:
-    """Clear the bitmap NAME on the disks of DOMAIN that have it: it begins anew."""
+    """Clear a bitmap: it begins anew.
+
+    On all disks of DOMAIN that have it, or on those of --disk.
+    """
     _show(connect().clear_bitmap(domain, name, disks=disks), as_json)
 
 
@@ -114,7 +120,9 @@ def clear(domain: str, name: str, disks: tuple[str, ...], as_json: bool) -> None
 )
 @json_option
 def remove(domain: str, name: str, disks: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Remove the bitmap NAME, or all that match the pattern NAME, from the disks of DOMAIN.
+    """Remove bitmaps, by name or pattern.
+
+    From all disks of DOMAIN that have them, or from those of --disk.
 
     libvirt reverts to an internal snapshot only where a disk has no bitmaps at all: `virtvault
     bitmaps remove DOMAIN 'virtvault.*' --yes` drops virtvault's.

@@ -97,6 +97,8 @@ class _Live:
 
 def numbers(progress: Progress) -> str:
     """``12.3 %, 1.2 GiB of 10.0 GiB, 100.0 MiB/s, 1:23 left``."""
+    if progress.exports:
+        return f"scratch {size(progress.done)} of {size(progress.total)}"
     parts = [
         f"{progress.percent:.1f} %",
         f"{size(progress.done)} of {size(progress.total)}",

@@ -7,15 +7,25 @@ from collections.abc import Mapping, Sequence
 import click
 
 from virtvault.cli import output
-from virtvault.models import BackupResult, Point, PointDisk, RestoreResult
+from virtvault.models import (
+    BackupResult,
+    ExportResult,
+    Point,
+    PointDisk,
+    Progress,
+    RestoreResult,
+    Result,
+)
 
-__all__ = ["show_result", "show_point"]
+__all__ = ["show_open", "show_point", "show_result"]
 
 
-def show_result(result: BackupResult | RestoreResult) -> None:
+def show_result(result: Result) -> None:
     """What was done, disk by disk."""
     if isinstance(result, RestoreResult):
         _show_restore(result)
+    elif isinstance(result, ExportResult):
+        _show_export(result)
     else:
         _show_backup(result)
 
@@ -52,6 +62,9 @@ def show_point(point: Point) -> None:
             for disk in point.disks
         ),
     )
+    for disk in point.disks:
+        for image in disk.backing:
+            click.echo(f"{disk.target} needs {image.path} ({image.format}), unchanged")
     _show_rest(point.skipped, point.notes)
 
 
@@ -63,6 +76,28 @@ def _show_backup(result: BackupResult) -> None:
     took = output.duration(output.seconds_between(result.started, result.finished))
     click.echo(f"{output.instant(result.instant)}, {_how(result)}, took {took}")
     _show_disks(result.disks)
+    _show_rest(result.skipped, result.notes)
+
+
+def show_open(progress: Progress, err: bool = False) -> None:
+    """Where an open export is read from, and how it is closed."""
+    click.echo(f"open, read-only, as of {output.instant(progress.instant)}:", err=err)
+    width = max(map(len, progress.exports))
+    for target, url in sorted(progress.exports.items()):
+        click.echo(f"  {target:<{width}}  {url}", err=err)
+    click.echo(f"Close it with: virtvault cancel {progress.task_id}", err=err)
+
+
+def _show_export(result: ExportResult) -> None:
+    took = output.duration(output.seconds_between(result.instant, result.finished))
+    click.echo(
+        f"export of {result.domain} on {result.host} as of {output.instant(result.instant)} "
+        f"closed after {took}"
+    )
+    output.table(
+        ("DISK", ">SIZE", ">SCRATCH USED"),
+        ((e.target, output.size(e.virtual_size), output.size(e.scratch)) for e in result.exports),
+    )
     _show_rest(result.skipped, result.notes)
 
 
