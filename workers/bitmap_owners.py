@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import libvirt
 
-from virtvault.errors import VirtvaultError
+from virtvault.errors import ProtectedBitmap, UnknownBitmap, VirtvaultError, WorkFailed
+from workers.disks import Disk
 from workers.engine import Engine
 from workers.plan import BITMAP_PREFIX
 from workers.repository import open_repository
 
-__all__ = ["Owners", "owners_of"]
+__all__ = ["Owners", "owners_of", "require_user_bitmap"]
 
 # libvirt's temporary ones: libvirt-tmp-activewrite (block commit), libvirt-tmp-size-xml (the size
 # of a backup's target) and libvirt-migration-<disk>. Source: qemu_block.c, qemu_backup.c and
@@ -68,6 +69,38 @@ def owners_of(engine: Engine, uuid: str) -> Owners:
         return Owners(repositories, checkpoints, _backs_up(domain))
 
     return engine.hypervisor.call("checkpoints of the domain", read)
+
+
+def require_user_bitmap(
+    engine: Engine, uuid: str, domain: str, disks: Iterable[Disk], name: str
+) -> None:
+    """See that a backup may copy from a bitmap on every disk and clear it.
+
+    :raises ProtectedBitmap: it is virtvault's or libvirt's.
+    :raises UnknownBitmap: a disk's active image has none of that name.
+    :raises WorkFailed: it has missed writes, or is in use.
+    """
+    owners = owners_of(engine, uuid)
+    for disk in disks:
+        bitmaps = disk.layers[0].bitmaps if disk.layers else {}
+        owner, purpose = owners.of(name, disk.target)
+        if owner != "user":
+            raise ProtectedBitmap(
+                f"Bitmap {name} is {owner}'s own ({purpose}); --bitmap takes one of yours, and "
+                "clears it.",
+                "Leave --bitmap out: incrementals use virtvault's own bitmaps by themselves.",
+            )
+        if name not in bitmaps:
+            raise UnknownBitmap(
+                f"Disk {disk.target} of domain {domain} has no bitmap {name!r} on its active "
+                "image.",
+                f"It has {', '.join(bitmaps) or 'none'}; `virtvault bitmaps add` makes one.",
+            )
+        if trouble := bitmaps[name].trouble:
+            raise WorkFailed(
+                f"Bitmap {name} on disk {disk.target} of domain {domain} {trouble}.",
+                "Remove it and add it anew, then take a full with --bitmap.",
+            )
 
 
 def _backs_up(domain: libvirt.virDomain) -> bool:

@@ -62,7 +62,7 @@ def change_bitmaps(image: str, *operations: str) -> None:
     """
     *options, name = operations
     done = subprocess.run(
-        ["qemu-img", "bitmap", *options, "-f", "qcow2", image, name],
+        ["qemu-img", "bitmap", *options, "-f", "qcow2", "--", image, name],
         capture_output=True,
         text=True,
         check=False,

@@ -8,10 +8,9 @@ full, and the reason goes into manifest and result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from virtvault.errors import InvalidRequest, UnknownBitmap, WorkFailed
 from virtvault.models import PointDisk
 from workers.disks import Disk
 
@@ -22,7 +21,6 @@ __all__ = [
     "bitmap_name",
     "decide",
     "point_of",
-    "require_user_bitmap",
 ]
 
 BITMAP_PREFIX = "virtvault."
@@ -63,34 +61,6 @@ def point_of(name: str, repository_id: str) -> str | None:
     """The point a bitmap counts from, None where it is not ours or another repository's."""
     prefix = f"{BITMAP_PREFIX}{repository_id}."
     return name.removeprefix(prefix) if name.startswith(prefix) else None
-
-
-def require_user_bitmap(disks: Iterable[Disk], name: str, domain: str) -> None:
-    """See that a bitmap of the user's can be copied from on every disk.
-
-    :raises InvalidRequest: it is one of ours.
-    :raises UnknownBitmap: a disk's active layer has none of that name.
-    :raises WorkFailed: it has missed writes, or is in use.
-    """
-    if name.startswith(BITMAP_PREFIX):
-        raise InvalidRequest(
-            f"Bitmap {name} is virtvault's own; --bitmap takes one of yours.",
-            "Leave --bitmap out: incrementals use virtvault's bitmaps by themselves.",
-        )
-    for disk in disks:
-        bitmap = disk.layers[0].bitmaps.get(name) if disk.layers else None
-        if bitmap is None:
-            there = ", ".join(disk.layers[0].bitmaps) if disk.layers else ""
-            raise UnknownBitmap(
-                f"Disk {disk.target} of domain {domain} has no bitmap {name!r} on its active "
-                "image.",
-                f"It has {there or 'none'}; `virtvault bitmaps add` makes one.",
-            )
-        if bitmap.trouble:
-            raise WorkFailed(
-                f"Bitmap {name} on disk {disk.target} of domain {domain} {bitmap.trouble}.",
-                "Remove it and add it anew, then take a full with --bitmap.",
-            )
 
 
 def decide(

@@ -131,7 +131,9 @@ class Undo:
 
     def _offline(self, *, keep_bitmap: bool) -> None:
         """End the storage daemon, and take the new bitmap out of the images or out of QEMU."""
-        daemon_of(self.engine, self.run).end()
+        daemon = daemon_of(self.engine, self.run)
+        daemon.end()
+        shutil.rmtree(daemon.directory, ignore_errors=True)
         if keep_bitmap:
             return
         self.run.phase = "undoing"

@@ -108,9 +108,9 @@ class Points:
     taken: list[tuple[BackupResult, dict[str, Path]]]
 
     def take(self, sync: str = "auto", disks: tuple[str, ...] = ()) -> BackupResult:
-        """Suspend the guest, copy references, back up, and let it run as before."""
-        was_paused = self.guest.is_paused()
-        if not was_paused:
+        """Suspend a running guest, copy references, back up, and let it run as before."""
+        running = self.guest.is_active() and not self.guest.is_paused()
+        if running:
             self.guest.suspend()
         number = len(self.taken)
         references = {
@@ -118,7 +118,7 @@ class Points:
             for target in self.targets(disks)
         }
         result = self.back_up(sync=sync, disks=disks)
-        if not was_paused:
+        if running:
             self.guest.resume()
         self.taken.append((result, references))
         return result

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from virtvault.errors import NothingToBackUp, WorkFailed
 from virtvault.models import BackupRequest
 from workers import disks as disk_view
+from workers.bitmap_owners import require_user_bitmap
 from workers.capture.choice import choose_way, start_unrun
 from workers.capture.way import Capture, Plans
 from workers.disks import Disk
 from workers.engine import Engine, Ties
 from workers.journal import Run
-from workers.plan import DiskPlan, require_user_bitmap
+from workers.plan import DiskPlan
 from workers.record import draft_disk
 from workers.targets import Targets, qemu_uid
 
@@ -101,7 +102,9 @@ class Begin:
                 "`virtvault disks` shows them.",
             )
         if self.request.bitmap:
-            require_user_bitmap(chosen, self.request.bitmap, self.run.domain)
+            require_user_bitmap(
+                self.engine, self.run.uuid, self.run.domain, chosen, self.request.bitmap
+            )
         return chosen, skipped
 
     def _look_again(
