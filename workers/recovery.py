@@ -218,15 +218,31 @@ def remove_bitmaps(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]
 
     :raises VirtvaultError: not all of them could be removed.
     """
-    if engine.hypervisor.is_active(uuid):
-        monitor = engine.hypervisor.monitor(engine.hypervisor.domain(uuid))
+    for attempt in range(3):
+        active = engine.hypervisor.is_active(uuid)
         try:
-            for disk in disk_view.discover(monitor, monitor.xml()):
-                for name in _names(disk, which):
-                    _remove_bitmap(monitor, disk, name)
-        finally:
-            monitor.close()
-        return
+            if active:
+                _remove_in_qemu(engine, uuid, which)
+            else:
+                _remove_in_images(engine, uuid, which)
+            return
+        except VirtvaultError:
+            # Started or shut off in between: then the other way is the right one.
+            if attempt == 2 or engine.hypervisor.is_active(uuid) == active:
+                raise
+
+
+def _remove_in_qemu(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
+    monitor = engine.hypervisor.monitor(engine.hypervisor.domain(uuid))
+    try:
+        for disk in disk_view.discover(monitor, monitor.xml()):
+            for name in _names(disk, which):
+                _remove_bitmap(monitor, disk, name)
+    finally:
+        monitor.close()
+
+
+def _remove_in_images(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
     for disk in offline.discover(engine.hypervisor.inactive_xml(uuid)):
         for name in _names(disk, which):
             # As in a running QEMU: those of images further down do no harm.

@@ -87,11 +87,15 @@ class StorageDaemonMonitor:
     """QMP over a socket of a storage daemon; used by one thread."""
 
     def __init__(self, socket: str, timeout: float) -> None:
+        # The library takes its thread's event loop and would leave a new one open.
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
         self._qmp = QEMUMonitorProtocol(socket)
         self._qmp.settimeout(timeout)
         try:
             self._qmp.connect()
         except (TimeoutError, QMPError, OSError) as error:
+            self._end_loop()
             raise DomainStopped(
                 f"The storage daemon at {socket} is gone: {error}.", "Run the task again."
             ) from error
@@ -124,5 +128,12 @@ class StorageDaemonMonitor:
 
     def close(self) -> None:
         """Close the connection; the daemon goes on."""
+        if self._loop.is_closed():
+            return
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
             self._qmp.close()
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        self._loop.close()
+        asyncio.set_event_loop(None)

@@ -23,11 +23,13 @@ from tests.integration.scenes import (
     VDA,
     VDB_RAW,
     Boot,
+    Running,
     TakePoints,
     assert_nothing_remains,
     bitmaps,
     block_jobs,
     committed,
+    disk_of,
     files,
     flat_copy,
     image_of,
@@ -42,7 +44,7 @@ from tests.integration.scenes import (
 from tests.lab import DiskSpec, Guest, assert_same
 from tests.lab.domain import own
 from tests.lab.second_hypervisor import SecondHypervisor
-from virtvault.errors import DomainBusy
+from virtvault.errors import DomainBusy, DomainStopped
 from workers.coexistence import require_quiet
 from workers.engine import Engine
 
@@ -117,6 +119,10 @@ def assert_next_backup_is_right(engine: Engine, guest: Guest, chain: Points) -> 
 def begin_commit(guest: Guest) -> None:
     snapshot(guest, "vda", path(guest, "overlay"))
     guest.qemu_io("vda", "write -P 9 0 32M")
+    commit(guest)
+
+
+def commit(guest: Guest) -> None:
     guest.domain.blockCommit("vda", None, None, 1, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
 
 
@@ -138,6 +144,10 @@ def begin_lower_commit(guest: Guest) -> None:
     snapshot(guest, "vda", path(guest, "overlay"))
     guest.qemu_io("vda", "write -P 9 0 32M")
     snapshot(guest, "vda", path(guest, "upper"))
+    lower_commit(guest)
+
+
+def lower_commit(guest: Guest) -> None:
     guest.domain.blockCommit("vda", None, str(path(guest, "overlay")), 1, 0)
 
 
@@ -233,11 +243,16 @@ def begin_pull_backup(guest: Guest) -> None:
 
 def end_pull_backup(guest: Guest) -> None:
     guest.qemu_io("vda", "write -P 77 20M 64k")
+    read_exported(guest)
+    guest.domain.abortJob()
+    until(lambda: not theirs(guest), "the job's end")
+
+
+def read_exported(guest: Guest) -> None:
+    """What is exported is what the disk held when that began."""
     url = f"nbd+unix:///vda?socket={path(guest, 'socket')}"
     qemu_img("convert", "-f", "raw", "-O", "qcow2", url, path(guest, "pulled"))
     assert_same(path(guest, "pulled"), "qcow2", path(guest, "reference"), "qcow2")
-    guest.domain.abortJob()
-    until(lambda: not theirs(guest), "the job's end")
 
 
 def begin_point_in_time(guest: Guest) -> None:
@@ -258,8 +273,7 @@ def end_point_in_time(guest: Guest) -> None:
     guest.qmp("nbd-server-start", addr=server)
     export = {"id": "foreign-export", "node-name": "foreign-access", "name": "vda"}
     guest.qmp("block-export-add", type="nbd", **export)
-    url = f"nbd+unix:///vda?socket={path(guest, 'socket')}"
-    assert_same(Path(url), "raw", path(guest, "reference"), "qcow2")
+    read_exported(guest)
     guest.qmp("block-export-del", id="foreign-export", mode="hard")
     guest.qmp("nbd-server-stop")
     until(lambda: not guest.qmp("query-block-exports"), "the export's end")
@@ -633,3 +647,312 @@ def test_a_domain_that_migrates_is_backed_up_neither_here_nor_there(
 
 
 # -- what an operator may do while a backup runs ---------------------------------------------------
+
+
+def overlay(guest: Guest) -> None:
+    snapshot(guest, "vda", path(guest, "overlay"))
+    guest.qemu_io("vda", "write -P 9 0 4M")
+
+
+def two_overlays(guest: Guest) -> None:
+    overlay(guest)
+    snapshot(guest, "vda", path(guest, "upper"))
+    guest.qemu_io("vda", "write -P 10 0 2M")
+
+
+def nothing(guest: Guest) -> None:
+    pass
+
+
+def checkpoint(guest: Guest) -> None:
+    guest.domain.checkpointCreateXML("<domaincheckpoint><name>theirs</name></domaincheckpoint>", 0)
+    guest.qemu_io("vda", "write -P 11 30M 64k")
+    assert bitmaps(guest)[f"{bitmap_node(guest)}/theirs"]["count"] == 65536
+
+
+def bitmap_node(guest: Guest) -> str:
+    return next(n for n in nodes(guest) if n.startswith("libvirt-") and n.endswith("-format"))
+
+
+def remove_checkpoint(guest: Guest) -> None:
+    guest.domain.checkpointLookupByName("theirs").delete()
+    assert f"{bitmap_node(guest)}/theirs" not in bitmaps(guest)
+
+
+def pull(guest: Guest) -> None:
+    guest.domain.blockPull("vda", 0, 0)
+    end_by_itself(guest)
+
+
+def push_backup(guest: Guest) -> None:
+    content(guest, "reference")
+    guest.domain.backupBegin(push_xml(guest), None, 0)
+    end_push_small(guest)
+
+
+def end_push_small(guest: Guest) -> None:
+    guest.qemu_io("vda", "write -P 77 20M 64k")
+    until(lambda: not theirs(guest), "the job's end")
+    until(lambda: guest.domain.jobStats()["type"] == 0, "libvirt to see it")
+    assert_same(path(guest, "push"), "qcow2", path(guest, "reference"), "qcow2")
+
+
+def pull_backup(guest: Guest) -> None:
+    begin_pull_backup(guest)
+    end_pull_backup(guest)
+
+
+def resize(guest: Guest) -> None:
+    guest.domain.blockResize("vda", 128 * MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+
+def resume_and_suspend(guest: Guest) -> None:
+    guest.resume()
+    guest.suspend()
+
+
+def attach(guest: Guest) -> None:
+    image = path(guest, "attached")
+    qemu_img("create", "-q", "-f", "qcow2", image, "16M")
+    own(image)
+    guest.domain.attachDevice(
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        f"<source file='{image}'/><target dev='vdz' bus='virtio'/></disk>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prepare", "operation", "refusal"),
+    [
+        pytest.param(overlay, commit, "Need a root block node", id="blockcommit"),
+        pytest.param(two_overlays, lower_commit, "Need a root block node", id="lower blockcommit"),
+        pytest.param(nothing, begin_copy, "Need a root block node", id="blockcopy"),
+        pytest.param(nothing, resize, "Permission conflict .*resize", id="blockresize"),
+        pytest.param(overlay, pull, "", id="blockpull"),
+        pytest.param(nothing, push_backup, "", id="push backup"),
+        pytest.param(nothing, pull_backup, "", id="pull backup"),
+        pytest.param(nothing, checkpoint, "", id="checkpoint-create"),
+        pytest.param(checkpoint, remove_checkpoint, "", id="checkpoint-delete"),
+        pytest.param(nothing, resume_and_suspend, "", id="resume and suspend"),
+        pytest.param(nothing, attach, "", id="attach-disk"),
+    ],
+)
+def test_while_a_backup_runs_libvirt_does_or_refuses(
+    boot: Boot,
+    points: TakePoints,
+    engine: Engine,
+    prepare: Callable[[Guest], None],
+    operation: Callable[[Guest], object],
+    refusal: str,
+) -> None:
+    guest = boot(VDA)
+    chain = points(guest)
+    guest.qemu_io("vda", "write -P 1 0 32M")
+    chain.take()
+    prepare(guest)
+    reference = content(guest, "instant")
+    with Running(engine, guest, sync="full") as running:
+        guest.qemu_io("vda", "write -P 33 12M 1M")
+        if refusal:
+            with pytest.raises(libvirt.libvirtError, match=refusal):
+                operation(guest)
+        else:
+            operation(guest)
+        guest.qemu_io("vda", "write -P 34 13M 1M")
+        assert block_jobs(guest), "our job ran beside it"
+        running.hurry()
+        result = running.result()
+    assert_same(image_of(engine, result), "qcow2", reference, "qcow2")
+    assert_nothing_remains(engine, guest)
+    for number in (33, 34):
+        guest.qemu_io("vda", f"read -P {number} {number - 21}M 1M")
+    assert_next_backup_is_right(engine, guest, chain)
+
+
+def test_a_push_backup_begun_beside_ours_and_ending_after_it_is_right(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    guest = boot(BIG)
+    chain = points(guest)
+    guest.qemu_io("vda", "write -P 1 0 32M")
+    reference = content(guest, "instant")
+    with Running(engine, guest) as running:
+        guest.qemu_io("vda", "write -P 2 16M 1M")
+        begin_push(guest)
+        guest.qemu_io("vda", "write -P 4 150M 1M")
+        running.hurry()
+        result = running.result()
+    assert_same(image_of(engine, result), "qcow2", reference, "qcow2")
+    assert len(theirs(guest)) == 1
+    end_push(guest)
+    assert_next_backup_is_right(engine, guest, chain)
+
+
+def test_io_limits_and_statistics_of_a_disk_are_the_same_during_and_after_a_backup(
+    boot: Boot, engine: Engine
+) -> None:
+    guest = boot(VDA, boot=True, writer=True)
+    guest.wait_ready()
+    limit = {"total_bytes_sec": 50 * MIB}
+    guest.domain.setBlockIoTune("vda", limit, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    before = guest.domain.blockStats("vda")
+    with Running(engine, guest) as running:
+        guest.wait_ticks(guest.ticks() + 1)
+        during = guest.domain.blockStats("vda")
+        assert guest.domain.blockIoTune("vda")["total_bytes_sec"] == 50 * MIB
+        assert guest.domain.jobStats()["type"] == 0
+        running.hurry()
+        running.result()
+    guest.wait_ticks(guest.ticks() + 1)
+    # Requests and bytes written, as virsh domblkstat shows them.
+    assert before[2:4] < during[2:4] < guest.domain.blockStats("vda")[2:4]
+    assert guest.domain.blockIoTune("vda")["total_bytes_sec"] == 50 * MIB
+    guest.suspend()
+
+
+@contextmanager
+def backup_of_a_writing_guest(
+    boot: Boot, points: TakePoints, engine: Engine, *disks: DiskSpec
+) -> Iterator[tuple[Guest, Points, Running]]:
+    """A full under way, after a first point, of a guest that writes since the instant."""
+    guest = boot(*(disks or (VDA,)), boot=True, writer=True)
+    guest.wait_ready()
+    chain = points(guest)
+    chain.take()
+    guest.suspend()
+    for target in guest.disks:
+        guest.reference(target, path(guest, f"instant-{target}"))
+    with Running(engine, guest, sync="full") as running:
+        guest.resume()
+        guest.wait_ticks(guest.ticks() + 1)
+        yield guest, chain, running
+
+
+def assert_point_and_next_are_right(
+    engine: Engine, guest: Guest, chain: Points, running: Running
+) -> None:
+    assert block_jobs(guest), "our job ran beside it"
+    guest.wait_ticks(guest.ticks() + 1)
+    running.hurry()
+    result = running.result()
+    for disk in result.disks:
+        image = image_of(engine, result, disk.target)
+        assert_same(image, "qcow2", path(guest, f"instant-{disk.target}"), "qcow2")
+    guest.wait_ticks(guest.ticks() + 1)
+    guest.suspend()
+    assert_next_backup_is_right(engine, guest, chain)
+
+
+def test_an_internal_snapshot_is_refused_while_a_backup_runs_and_the_guest_runs_on(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    with backup_of_a_writing_guest(boot, points, engine) as (guest, chain, running):
+        with pytest.raises(libvirt.libvirtError, match="does not support snapshots"):
+            guest.domain.snapshotCreateXML("<domainsnapshot/>", 0)
+        assert_point_and_next_are_right(engine, guest, chain, running)
+
+
+@pytest.mark.parametrize("operation", [memory_snapshot, dump], ids=["memory snapshot", "dump"])
+def test_memory_may_be_stored_while_a_backup_runs(
+    boot: Boot, points: TakePoints, engine: Engine, operation: Callable[[Guest], None]
+) -> None:
+    with backup_of_a_writing_guest(boot, points, engine) as (guest, chain, running):
+        operation(guest)
+        assert_point_and_next_are_right(engine, guest, chain, running)
+
+
+def test_a_reset_of_the_guest_does_not_disturb_its_backup(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    with backup_of_a_writing_guest(boot, points, engine) as (guest, chain, running):
+        guest.domain.setLifecycleAction(
+            libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT,
+            libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
+            libvirt.VIR_DOMAIN_AFFECT_LIVE,
+        )
+        guest.domain.reset()
+        assert block_jobs(guest)
+        running.hurry()
+        result = running.result()
+        assert_same(image_of(engine, result), "qcow2", path(guest, "instant-vda"), "qcow2")
+        guest.suspend()
+    assert_next_backup_is_right(engine, guest, chain)
+
+
+def test_a_disk_detached_while_it_is_backed_up_is_in_the_point_all_the_same(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    spec = DiskSpec("vdb", "qcow2", 64 * MIB)
+    with backup_of_a_writing_guest(boot, points, engine, VDA, spec) as (guest, chain, running):
+        detached = next(
+            ElementTree.tostring(disk).decode()
+            for disk in ElementTree.fromstring(guest.domain.XMLDesc()).iterfind("./devices/disk")
+            if disk.find("target[@dev='vdb']") is not None
+        )
+        guest.domain.detachDevice(detached)
+        until(lambda: "'vdb'" not in guest.domain.XMLDesc(), "the guest to let go of it")
+        assert len(block_jobs(guest)) == 2
+        running.hurry()
+        result = running.result()
+        for target in guest.disks:
+            image = image_of(engine, result, target)
+            assert_same(image, "qcow2", path(guest, f"instant-{target}"), "qcow2")
+        del guest.disks["vdb"]
+        guest.suspend()
+    assert_next_backup_is_right(engine, guest, chain)
+
+
+def test_a_domain_saved_while_it_is_backed_up_fails_the_backup_cleanly_and_loses_nothing(
+    boot: Boot, points: TakePoints, engine: Engine, connection: libvirt.virConnect
+) -> None:
+    with backup_of_a_writing_guest(boot, points, engine) as (guest, chain, running):
+        before = committed(engine)
+        save(guest)
+        assert isinstance(running.raised(), DomainStopped)
+    assert committed(engine) == before
+    assert_nothing_remains(engine, guest)
+    connection.restore(str(path(guest, "memory")))
+    guest.wait_ticks(guest.ticks() + 1)
+    guest.suspend()
+    assert syncs(chain.take()) == {"vda": "incremental"}
+    chain.prove_all()
+
+
+def test_a_revert_to_an_internal_snapshot_needs_our_bitmaps_gone(
+    boot: Boot, points: TakePoints, engine: Engine
+) -> None:
+    """QEMU loads no snapshot into a disk with bitmaps; libvirt 9 has ended the guest by then."""
+    guest = boot(VDA, boot=True)
+    guest.wait_ready()
+    guest.domain.snapshotCreateXML("<domainsnapshot><name>s</name></domainsnapshot>", 0)
+    chain = points(guest)
+    guest.suspend()
+    with Running(engine, guest) as running:
+        with pytest.raises(libvirt.libvirtError, match="Device has active dirty bitmaps"):
+            guest.domain.revertToSnapshot(guest.domain.snapshotLookupByName("s"))
+        assert not guest.is_active()
+        assert isinstance(running.raised(), DomainStopped)
+    assert_nothing_remains(engine, guest)
+    guest.start()
+    guest.wait_ready()
+    chain.take()
+    node = node_of(guest, "vda")
+    for name in list(bitmaps(guest)):
+        guest.qmp("block-dirty-bitmap-remove", node=node, name=name.partition("/")[2])
+    guest.domain.revertToSnapshot(guest.domain.snapshotLookupByName("s"))
+    assert guest.is_active()
+    guest.suspend()
+    after = chain.take()
+    assert syncs(after) == {"vda": "full"}
+    chain.prove_all()
+
+
+def test_a_migration_fails_while_a_backup_runs_and_the_guest_runs_on_here(
+    boot: Boot, points: TakePoints, engine: Engine, second: SecondHypervisor
+) -> None:
+    with backup_of_a_writing_guest(boot, points, engine) as (guest, chain, running):
+        with migrating(guest, second) as (away, _):
+            with pytest.raises(libvirt.libvirtError, match='Failed to get "write" lock'):
+                away.result()
+        assert not guest.is_paused()
+        assert_point_and_next_are_right(engine, guest, chain, running)

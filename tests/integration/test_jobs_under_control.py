@@ -405,6 +405,25 @@ def test_a_backup_whose_target_stalls_is_cancelled_within_seconds(
     chain.prove_all()
 
 
+def test_a_backup_of_a_domain_that_is_shut_off_is_steered_too(boot: Boot, engine: Engine) -> None:
+    guest = boot(VDA)
+    guest.qemu_io("vda", "write -P 1 0 32M")
+    guest.power_off()
+    with Running(engine, guest) as running:
+
+        def shown() -> list[JobInfo]:
+            return [j for j in listed(engine, guest).values() if j.task_id == running.task_id]
+
+        job_control.pause(engine, running.task_id)
+        until(lambda: [job.status for job in shown()] == ["paused"], "the pause")
+        job_control.set_speed(engine, 2 * MIB, running.task_id)
+        assert [job.speed for job in shown()] == [2 * MIB]
+        job_control.cancel(engine, running.task_id)
+        assert isinstance(running.raised(), Cancelled)
+    assert listed(engine, guest) == {}
+    assert_nothing_remains(engine, guest)
+
+
 def test_a_run_that_prepares_says_so(engine: Engine) -> None:
     run = Run("t1", "backup", {}, "db1", "u1", "main", "p1", "2026-01-01", phase="standing")
     engine.journal.write(run)

@@ -58,7 +58,9 @@ class SecondHypervisor:
         )
         (private[0] / "qemu.conf").write_text('cgroup_controllers = []\nstdio_handler = "file"\n')
         binds = [f"mount --bind {own} {there}" for own, there in zip(private, PRIVATE, strict=True)]
-        start = " && ".join(["hostname second", *binds, "exec libvirtd"])
+        start = " && ".join(
+            ["hostname second", *binds, f"exec libvirtd --pid-file {self.directory}/pid"]
+        )
         reaper = ["tini", "-s", "--"] if shutil.which("tini") else []
         with self._log().open("wb") as log:
             self._process = subprocess.Popen(
