@@ -13,7 +13,7 @@
     │   ├── UnknownBitmap          2     no
     │   ├── ProtectedBitmap        2     no    it is virtvault's or libvirt's own
     │   ├── DestinationExists      2     no
-    │   └── DomainBusy             2     yes   another run of ours holds this domain
+    │   └── DomainBusy             2     yes   another run, or libvirt, or a tool is at work on it
     ├── WorkFailed                 1     yes   the backup or restore failed; nothing was published
     │   ├── GuestAgentFailed       1     yes   freeze was demanded and did not happen
     │   ├── JobFailed              1     yes   QEMU's block job ended with an error
@@ -127,7 +127,7 @@ class DestinationExists(BadInput):
 
 
 class DomainBusy(BadInput):
-    """Another run of ours holds this domain; the message names its task."""
+    """Somebody is at work on this domain: another run of ours, libvirt, a tool. It is named."""
 
     retryable = True
 

@@ -218,9 +218,10 @@ class Backup:
             self.request.sync,
             self.repository.id,
             self.repository.parents(self.run.uuid, disk.target),
-            limit=capture.limit(disk),
             bitmap=self.request.bitmap,
         )
+        if plan.parent and (reason := capture.veto(disk, plan)):
+            plan = DiskPlan("full", reason=reason)
         if plan.sync == "top" and not all(Path(i.filename).is_file() for i in disk.layers[1:]):
             reason = "its backing image is no file, so it could not be told later if it changed"
             plan = DiskPlan("full", reason=reason)

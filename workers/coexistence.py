@@ -234,18 +234,19 @@ def _backup_xml(domain: libvirt.virDomain) -> str:
 def _of_qemu(monitor: LibvirtMonitor) -> Operation | None:
     name = monitor.name
     return (
-        of_run_state(monitor.execute("query-status")["status"], name)
-        or of_migration(monitor.execute("query-migrate"), name)
-        or of_whole_jobs(_whole_jobs(monitor), name)
+        of_run_state(_ask(monitor, "query-status", {}).get("status", ""), name)
+        or of_migration(_ask(monitor, "query-migrate", {}), name)
+        or of_whole_jobs(_ask(monitor, "query-jobs", []), name)
     )
 
 
-def _whole_jobs(monitor: LibvirtMonitor) -> list[dict[str, Any]]:
+def _ask(monitor: LibvirtMonitor, command: str, otherwise: Any) -> Any:
+    """What QEMU answers; a QEMU that does not know the command keeps no backup from its turn."""
     try:
-        jobs: list[dict[str, Any]] = monitor.execute("query-jobs")
-    except MonitorError:  # before QEMU 3.0, which has no job on a whole machine
-        return []
-    return jobs
+        return monitor.execute(command)
+    except MonitorError as error:
+        log.info("domain %s: not known whether somebody is at work: %s", monitor.name, error)
+        return otherwise
 
 
 # -- the disks -------------------------------------------------------------------------------------
@@ -314,10 +315,11 @@ def nodes_below(reply: Mapping[str, Any]) -> dict[str, frozenset[str]]:
 
 
 def _of_disks(monitor: LibvirtMonitor, disks: Sequence[Disk]) -> Operation | None:
-    if jobs := monitor.execute("query-block-jobs"):
+    if jobs := _ask(monitor, "query-block-jobs", []):
         below = None
         if monitor.capabilities.graph:
-            below = nodes_below(monitor.execute("x-debug-query-block-graph"))
+            graph = _ask(monitor, "x-debug-query-block-graph", None)
+            below = nodes_below(graph) if graph is not None else None
         for disk in disks:
             if busy := of_block_jobs(jobs, below, disk, monitor.name):
                 return busy

@@ -16,6 +16,7 @@ from workers.disks import Disk
 
 __all__ = [
     "BITMAP_PREFIX",
+    "SPARE",
     "DiskPlan",
     "ParentDisk",
     "bitmap_name",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 BITMAP_PREFIX = "virtvault."
+# What the name of a second bitmap of a point ends in (see workers.capture.direct).
+SPARE = ".spare"
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,10 @@ def decide(
     repository_id: str,
     parents: Mapping[str, ParentDisk],
     *,
-    limit: str = "",
     bitmap: str = "",
 ) -> DiskPlan:
     """Plan one disk. ``parents`` maps the ids of this domain's points that hold this disk.
 
-    :param limit: why this way of capturing can make no incremental, or empty.
     :param bitmap: a bitmap of the user's on the active layer that marks what to copy as well.
     """
     if asked == "none":
@@ -87,8 +88,6 @@ def decide(
         return _full(f"this {disk.format} disk has no backing image: its top is all of it")
     if asked == "full":
         return DiskPlan("full")
-    if limit:
-        return _full(limit)
     plan = _incremental(disk, repository_id, parents)
     if plan.parent and bitmap:
         return replace(plan, sources=(*plan.sources, (disk.node, bitmap)))

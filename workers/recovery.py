@@ -28,7 +28,7 @@ from workers.engine import Engine
 from workers.hypervisor import LibvirtMonitor
 from workers.isolation import Names
 from workers.journal import Run
-from workers.plan import point_of
+from workers.plan import SPARE, point_of
 from workers.repository import DirectoryRepository, open_repository
 from workers.targets import Targets
 
@@ -125,9 +125,8 @@ class Undo:
             _remove_bitmap(monitor, disk, Names(self.run.tag, disk.target).changed)
         for names in every:
             isolation.remove_nodes(monitor, names)
-        if not keep_bitmap:
-            for disk in disk_view.discover(monitor, monitor.xml()):
-                _remove_bitmap(monitor, disk, self.run.bitmap)
+        if not keep_bitmap and self.run.bitmap:
+            self._remove_new_bitmaps(monitor)
 
     def _offline(self, *, keep_bitmap: bool) -> None:
         """End the storage daemon, and take the new bitmap out of the images or out of QEMU."""
@@ -139,6 +138,18 @@ class Undo:
         self.run.phase = "undoing"
         self.engine.journal.write(self.run)
         remove_bitmaps(self.engine, self.run.uuid, lambda _, name: name == self.run.bitmap)
+
+    def _remove_new_bitmaps(self, monitor: LibvirtMonitor) -> None:
+        repository = self.run.bitmap.rpartition(".")[0]
+        for disk in disk_view.discover(monitor, monitor.xml()):
+            names = {name for layer in disk.layers for name in layer.bitmaps}
+            spares = {n for n in names if n.startswith(f"{repository}.") and n.endswith(SPARE)}
+            if self.run.way == "direct" and disk.target in self.run.targets:
+                # The parent's too, before the new one that tells of this run: a job that ended
+                # well has used it, whatever became of the backup.
+                for name in sorted(spares):
+                    _remove_bitmap(monitor, disk, name)
+            _remove_bitmap(monitor, disk, self.run.bitmap)
 
     def _remove_partial(self) -> None:
         if not self.run.partial:
@@ -174,7 +185,8 @@ def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Poi
 
     def is_old(disk: Disk, name: str) -> bool:
         counts_from = point_of(name, repository.id)
-        return disk.target in covered and counts_from not in (None, point.id)
+        kept = (None, point.id, point.id + SPARE)
+        return disk.target in covered and counts_from not in kept
 
     try:
         if name := run.request.get("bitmap"):

@@ -1,7 +1,8 @@
-"""Points equal what the guest's disks were at their instant, whatever happens between them.
+"""Points equal what the guest's disks were at their instant.
 
 Every test writes through the guest's own devices and compares each point, byte for byte, with a
-copy of the disk made at the same instant.
+copy of the disk made at the same instant. What others do to the disks between two points has a
+module of its own, test_between_points.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import libvirt
 import pytest
 
 from tests.integration.conftest import MIB, with_settings
@@ -28,18 +28,15 @@ from tests.integration.scenes import (
     assert_nothing_remains,
     assert_one_bitmap_per_disk,
     bitmaps,
-    block_jobs,
     committed,
     disk_of,
     flat_copy,
     give_new_content,
     image_of,
     node_of,
-    pivoted,
     qemu_img,
     snapshot,
     syncs,
-    until,
 )
 from tests.lab import DiskSpec, Guest, assert_same
 from virtvault.models import BackupRequest, BackupResult
@@ -70,6 +67,7 @@ def test_full_and_three_incrementals_of_all_kinds_of_disks_equal_the_disks_at_th
         result = chain.take()
         assert set(syncs(result).values()) == {"incremental" if number else "full"}
         assert [disk.virtual_size for disk in result.disks] == [size] * 4
+        assert [disk.persistent for disk in result.disks] == [True, False, True, False]
         assert result.isolated
         assert_one_bitmap_per_disk(guest, result)
         assert_nothing_remains(engine, guest)
@@ -190,88 +188,6 @@ def test_writes_during_an_incremental_are_in_the_next_point_and_not_in_this_one(
 # -- why a full ------------------------------------------------------------------------------------
 
 
-def test_a_clean_power_cycle_keeps_qcow2_incremental_and_raw_falls_back_with_the_reason(
-    boot: Boot, points: TakePoints
-) -> None:
-    guest = boot(VDA, VDB_RAW)
-    chain = points(guest)
-    give_new_content(guest, 1)
-    assert {d.target: d.persistent for d in chain.take().disks} == {"vda": True, "vdb": False}
-    give_new_content(guest, 2)
-    guest.shutdown_clean()
-    guest.start()
-    guest.qemu_io("vda", "write -P 3 7M 64k")
-    result = chain.take()
-    assert syncs(result) == {"vda": "incremental", "vdb": "full"}
-    assert "on raw disks bitmaps live in QEMU's memory" in disk_of(result, "vdb").reason
-    chain.prove_all()
-
-
-def test_after_qemu_was_killed_a_full_follows_with_the_reason(
-    boot: Boot, points: TakePoints
-) -> None:
-    guest = boot(VDA)
-    chain = points(guest)
-    give_new_content(guest, 1)
-    chain.take()
-    guest.kill_qemu()
-    guest.start()
-    give_new_content(guest, 2)
-    never_stored = chain.take(sync="incremental")
-    assert disk_of(never_stored, "vda").sync == "full"
-    assert "QEMU was killed" in disk_of(never_stored, "vda").reason
-    # Once stored and opened again it is on disk, marked in use.
-    guest.shutdown_clean()
-    guest.start()
-    give_new_content(guest, 3)
-    guest.kill_qemu()
-    guest.start()
-    inconsistent = chain.take()
-    assert disk_of(inconsistent, "vda").sync == "full"
-    assert "inconsistent" in disk_of(inconsistent, "vda").reason
-    assert_one_bitmap_per_disk(guest, inconsistent)
-    chain.take()
-    chain.prove_all()
-
-
-@pytest.mark.parametrize(
-    ("command", "reason"),
-    [
-        ("block-dirty-bitmap-remove", "somebody removed it"),
-        ("block-dirty-bitmap-disable", "disabled by somebody and has missed writes"),
-    ],
-)
-def test_a_bitmap_somebody_tampered_with_is_not_trusted(
-    boot: Boot, points: TakePoints, command: str, reason: str
-) -> None:
-    guest = boot(VDA)
-    chain = points(guest)
-    give_new_content(guest, 1)
-    before = chain.take()
-    guest.qmp(command, node=node_of(guest, "vda"), name=disk_of(before, "vda").bitmap)
-    give_new_content(guest, 2)
-    result = chain.take()
-    assert disk_of(result, "vda").sync == "full"
-    assert reason in disk_of(result, "vda").reason
-    assert_one_bitmap_per_disk(guest, result)
-    chain.prove_all()
-
-
-def test_a_resized_disk_gets_a_full_of_its_new_size(boot: Boot, points: TakePoints) -> None:
-    guest = boot(VDA)
-    chain = points(guest)
-    give_new_content(guest, 1)
-    chain.take()
-    guest.domain.blockResize("vda", 80 * MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
-    guest.qemu_io("vda", f"write -P 9 {79 * MIB} 64k")
-    result = chain.take()
-    assert disk_of(result, "vda").sync == "full"
-    assert disk_of(result, "vda").virtual_size == 80 * MIB
-    assert f"resized from {64 * MIB} to {80 * MIB}" in disk_of(result, "vda").reason
-    assert disk_of(chain.take(), "vda").sync == "incremental"
-    chain.prove_all()
-
-
 def test_nothing_builds_on_an_image_that_is_missing_or_cut(
     boot: Boot, points: TakePoints, engine: Engine
 ) -> None:
@@ -333,89 +249,7 @@ def test_a_damaged_manifest_takes_its_point_out_of_the_chain(
     chain.prove_all()
 
 
-# -- what others do to the disk --------------------------------------------------------------------
-
-
-def test_an_external_snapshot_by_libvirt_between_points_loses_no_write(
-    boot: Boot, points: TakePoints, engine: Engine
-) -> None:
-    guest = boot(VDA)
-    chain = points(guest)
-    guest.qemu_io("vda", "write -P 1 0 8M")
-    chain.take()
-    guest.qemu_io("vda", "write -P 2 1M 1M")  # only in the base's bitmap
-    overlay = guest.directory / f"{guest.name}-overlay"
-    snapshot(guest, "vda", overlay)
-    guest.qemu_io("vda", "write -P 3 4M 1M")  # only in the overlay's
-    guest.qemu_io("vda", "write -z 6M 1M")
-    for number in range(2):
-        reference = flat_copy(guest, "vda", overlay, chain.directory / f"flat-{number}")
-        result = chain.back_up()
-        assert disk_of(result, "vda").sync == "incremental", disk_of(result, "vda").reason
-        assert_same(image_of(engine, result), "qcow2", reference, "qcow2")
-        assert disk_of(result, "vda").source == str(overlay)
-        guest.qemu_io("vda", "write -P 5 5M 64k")
-    assert_nothing_remains(engine, guest)
-    chain.prove_all()
-
-
-def test_a_snapshot_that_is_committed_back_loses_no_write(
-    boot: Boot, points: TakePoints, engine: Engine
-) -> None:
-    guest = boot(VDA)
-    chain = points(guest)
-    guest.qemu_io("vda", "write -P 1 0 8M")
-    chain.take()
-    guest.qemu_io("vda", "write -P 2 1M 1M")
-    snapshot(guest, "vda", guest.directory / f"{guest.name}-overlay")
-    guest.qemu_io("vda", "write -P 3 4M 1M")
-    guest.domain.blockCommit(
-        "vda",
-        None,
-        None,
-        0,
-        libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE,
-    )
-    until(lambda: [job["ready"] for job in block_jobs(guest).values()] == [True], "the commit job")
-    until(lambda: guest.domain.blockJobInfo("vda", 0)["cur"] > 0, "libvirt to see it")
-    until(lambda: pivoted(guest), "the pivot")
-    guest.qemu_io("vda", "write -P 4 6M 64k")
-    chain.take()
-    chain.take()
-    chain.prove_all()
-    assert_nothing_remains(engine, guest)
-
-
-def test_a_snapshot_without_our_bitmap_leads_to_a_full(
-    boot: Boot, points: TakePoints, engine: Engine
-) -> None:
-    guest = boot(VDA)
-    chain = points(guest)
-    guest.qemu_io("vda", "write -P 1 0 8M")
-    chain.take()
-    guest.qemu_io("vda", "write -P 2 1M 1M")
-    overlay = guest.directory / f"{guest.name}-overlay"
-    guest.qmp(
-        "blockdev-snapshot-sync",
-        **{
-            "node-name": node_of(guest, "vda"),
-            "snapshot-file": str(overlay),
-            "snapshot-node-name": "somebodys-overlay",
-            "format": "qcow2",
-        },
-    )
-    guest.qemu_io("vda", "write -P 3 4M 1M")
-    reference = flat_copy(guest, "vda", overlay, chain.directory / "flat")
-    result = chain.back_up()
-    assert disk_of(result, "vda").sync == "full"
-    assert f"image {overlay} has no bitmap since the point" in disk_of(result, "vda").reason
-    assert_same(image_of(engine, result), "qcow2", reference, "qcow2")
-    guest.qemu_io("vda", "write -P 4 5M 64k")
-    reference = flat_copy(guest, "vda", overlay, chain.directory / "flat-2")
-    after = chain.back_up()
-    assert disk_of(after, "vda").sync == "incremental"
-    assert_same(image_of(engine, after), "qcow2", reference, "qcow2")
-    chain.prove_all()
+# -- others at the same disks ----------------------------------------------------------------------
 
 
 def test_a_snapshot_during_the_copy_changes_neither_this_point_nor_the_next(

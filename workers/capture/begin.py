@@ -120,7 +120,9 @@ class Begin:
         found = {d.target: d for d in capture.disks()}
         now_there = [found[d.target] for d in chosen if d.target in found]
         fresh = {
-            d.target: self.plan(capture, d) if plans[d.target].parent else plans[d.target]
+            d.target: self.plan(capture, d)
+            if plans[d.target].parent and capture.plans_again
+            else plans[d.target]
             for d in now_there
         }
         if len(now_there) != len(chosen) or any(

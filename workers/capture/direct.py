@@ -2,6 +2,11 @@
 
 The jobs read the disks' own nodes and copy before each guest write *into the target*: while the
 target stalls the guest's writes wait, and where it dies they fail. The result says so.
+
+QEMU clears the bitmap that a job succeeded with, long before the point is durable, so none that
+counts from a point is ever copied from. From 4.0 on the parent's is merged into one that lives as
+long as the job. Before, each point has a *spare* bitmap beside its own, and the job copies from the
+parent's spare: used at most once, it is dropped whatever becomes of the backup.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from workers.capture.isolated import Isolated
 from workers.capture.way import Plans, backup_action, new_bitmaps
 from workers.disks import Disk
 from workers.instant import Instant
+from workers.plan import SPARE, DiskPlan
 
 __all__ = ["Direct"]
 
@@ -24,6 +30,7 @@ class Direct(Isolated):
 
     name = "direct"
     isolated = False
+    plans_again = False
 
     def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
         """See :class:`workers.capture.way.Capture`."""
@@ -34,19 +41,27 @@ class Direct(Isolated):
                 "without putting its guest at risk (7.1 can).",
                 "Restart or migrate the domain onto a newer QEMU, or take a full.",
             )
+        if self.run.request["bitmap"] and self._monitor.capabilities.merge == "none":
+            raise NotSupported(
+                f"Domain {self.run.domain} runs on {self._version()}, which cannot clear a bitmap "
+                "of yours without losing what is written meanwhile (4.0 can).",
+                "Leave --bitmap out.",
+            )
 
-    def limit(self, disk: Disk) -> str:
-        """Why this QEMU cannot copy what bitmaps mark and keep them, or empty."""
-        merge = self._monitor.capabilities.merge
-        if merge == "none":
-            return f"{self._version()} cannot merge bitmaps (4.0 can): each point is a full"
-        if merge == "same node" and any(layer.bitmaps for layer in disk.layers[1:]):
+    def veto(self, disk: Disk, plan: DiskPlan) -> str:
+        """Why the changes cannot be copied by this QEMU, or empty."""
+        elsewhere = any(node != disk.node for node, _ in plan.sources)
+        if elsewhere and self._monitor.capabilities.merge != "any node":
             return f"{self._version()} cannot merge bitmaps of several images (4.1 can)"
+        if self._monitor.capabilities.merge == "none":
+            (_, parent), *_ = plan.sources
+            prefix = parent.rpartition(".")[0]
+            ours = {n: b for n, b in disk.layers[0].bitmaps.items() if n.startswith(prefix)}
+            # Any other of this repository is of a backup that was broken off and may have used
+            # the spare.
+            if set(ours) != {parent, parent + SPARE} or ours[parent + SPARE].trouble:
+                return "the parent's spare bitmap is gone, or was used by a backup that failed"
         return ""
-
-    def counts(self, disk: Disk) -> bool:
-        """A bitmap that nothing could ever copy from is not made."""
-        return self._monitor.capabilities.merge != "none"
 
     def stand(self, chosen: Sequence[Disk], plans: Plans) -> None:
         """The targets' nodes, where the copying command takes nodes."""
@@ -58,6 +73,8 @@ class Direct(Isolated):
     def take(self, chosen: Sequence[Disk], plans: Plans, freeze: str, speed: int) -> Instant:
         """Start everything in one transaction: its prepare drains all disks at once."""
         actions: list[dict[str, Any]] = new_bitmaps(chosen, plans, self.run.bitmap)
+        if self._monitor.capabilities.merge == "none":
+            actions += new_bitmaps(chosen, plans, self.run.bitmap + SPARE)
         for disk in chosen:
             actions += self._of_disk(disk, plans, speed)
         return instant.take(
@@ -86,7 +103,9 @@ class Direct(Isolated):
         plan, names = plans[disk.target], self._names(disk)
         actions: list[dict[str, Any]] = []
         sync = {"sync": plan.sync}
-        if plan.parent:
+        if plan.parent and self._monitor.capabilities.merge == "none":
+            sync = {"sync": "incremental", "bitmap": plan.sources[0][1] + SPARE}
+        elif plan.parent:
             # A bitmap of its own to copy from, since QEMU clears the one a job succeeded with.
             # It records from the start: a write that comes between the merge and the job's own
             # start must be copied.

@@ -14,6 +14,7 @@ from workers.hypervisor import LibvirtMonitor
 from workers.instant import Instant
 from workers.isolation import Names
 from workers.journal import Run
+from workers.plan import DiskPlan
 from workers.targets import Targets
 
 __all__ = ["Isolated"]
@@ -24,6 +25,7 @@ class Isolated:
 
     name = "isolated"
     isolated = True
+    plans_again = True
 
     def __init__(
         self, engine: Engine, run: Run, targets: Targets, monitor: LibvirtMonitor, state: str
@@ -46,7 +48,7 @@ class Isolated:
         """See :class:`workers.capture.way.Capture`."""
         require_quiet(self.engine.hypervisor, self._monitor, chosen)
 
-    def limit(self, disk: Disk) -> str:
+    def veto(self, disk: Disk, plan: DiskPlan) -> str:
         """See :class:`workers.capture.way.Capture`."""
         return ""
 

@@ -19,6 +19,7 @@ from workers.hypervisor import StartWatch
 from workers.instant import Instant
 from workers.isolation import Names
 from workers.journal import Run
+from workers.plan import DiskPlan
 from workers.storage_daemon import StorageDaemon, StorageDaemonMonitor
 from workers.targets import Targets
 
@@ -35,6 +36,7 @@ class Offline:
 
     name = "offline"
     isolated = True
+    plans_again = False
     state = "shut off"
 
     def __init__(self, engine: Engine, run: Run, targets: Targets) -> None:
@@ -69,7 +71,7 @@ class Offline:
                     "Mend that, back it up while it runs, or name the other disks with --disk.",
                 )
 
-    def limit(self, disk: Disk) -> str:
+    def veto(self, disk: Disk, plan: DiskPlan) -> str:
         """See :class:`workers.capture.way.Capture`."""
         return ""
 

@@ -24,6 +24,8 @@ class Capture(Protocol):
     name: str
     # Whether a fault of the backup can reach the guest.
     isolated: bool
+    # Whether what an incremental copies is told to QEMU after the instant.
+    plans_again: bool
     # Of the domain now: running, paused or shut off.
     state: str
 
@@ -36,8 +38,8 @@ class Capture(Protocol):
     def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
         """Raise where these disks must not or cannot be captured now; nothing was touched yet."""
 
-    def limit(self, disk: Disk) -> str:
-        """Why no incremental of this disk can be made this way, or empty."""
+    def veto(self, disk: Disk, plan: DiskPlan) -> str:
+        """Why this incremental cannot be made this way, or empty."""
 
     def counts(self, disk: Disk) -> bool:
         """Whether a bitmap that counts from the point can be made on this disk."""
