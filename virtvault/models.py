@@ -127,7 +127,8 @@ class PointDisk:
     """One disk inside a point.
 
     ``sync`` is what was done (``full``, ``incremental`` or ``top``), ``reason`` says why where
-    that is not what was asked. ``parent`` is the point id the image's backing file lies in (empty
+    that is not what was asked. ``witness`` are the bytes that the bitmap's witness counts, 0 where
+    it has none. ``parent`` is the point id the image's backing file lies in (empty
     for a full). ``backing`` are the images a ``top`` needs, the nearest first.
     ``transferred`` counts the bytes the block job went through, ``stored`` the bytes the image
     takes in the repository, ``length`` its file's length. ``source`` is the file name of the
@@ -149,6 +150,7 @@ class PointDisk:
     bitmap: str
     persistent: bool
     backing: tuple[BackingImage, ...] = ()
+    witness: int = 0
 
 
 @dataclass(frozen=True)

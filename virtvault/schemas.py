@@ -137,6 +137,7 @@ class PointDiskSchema(_Strict):
     bitmap = _text()
     persistent = f.Boolean(required=True)
     backing = f.List(f.Nested(BackingImageSchema))
+    witness = f.Integer(strict=True, validate=NOT_NEGATIVE)
 
 
 class _DisksMixin(_Strict):

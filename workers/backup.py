@@ -29,7 +29,7 @@ from workers.export import Export
 from workers.isolation import Names
 from workers.jobs import Detached
 from workers.journal import HeldElsewhere, Run
-from workers.plan import DiskPlan, bitmap_name, decide
+from workers.plan import DiskPlan, decide
 from workers.record import complete, result
 from workers.recovery import Undo, settle
 from workers.repository import DirectoryRepository, open_repository
@@ -90,7 +90,7 @@ def _backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult 
                 )
             if repository is None:
                 return Export(engine, request, ties, run).carry_on()
-            run.bitmap = bitmap_name(repository.id, run.point)
+            run.repository_id = repository.id
             run.partial = str(repository.partial(uuid, run.point))
             return Backup(engine, request, ties, repository, run).carry_on()
     except HeldElsewhere as held:
@@ -138,7 +138,7 @@ class Backup:
         undo = Undo(self.engine, self.run)
         try:
             if self.run.phase not in ("copying", "copied"):
-                if self.run.targets or self.run.unstarted:
+                if self.run.way or self.run.unstarted:
                     undo.all()  # what an earlier worker had begun of it
                 self._begin()
             elif self.run.error:

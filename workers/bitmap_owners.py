@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import libvirt
 
 from virtvault.errors import ProtectedBitmap, UnknownBitmap, VirtvaultError, WorkFailed
+from workers.bitmap_names import parse
 from workers.disks import Disk
 from workers.engine import Engine
-from workers.plan import BITMAP_PREFIX
 from workers.repository import open_repository
 
 __all__ = ["Owners", "owners_of", "require_user_bitmap"]
@@ -38,10 +38,12 @@ class Owners:
 
     def of(self, name: str, target: str) -> tuple[str, str]:
         """``owner`` and ``purpose`` of :class:`virtvault.models.BitmapInfo`."""
-        if name.startswith(BITMAP_PREFIX):
-            repository, _, point = name.removeprefix(BITMAP_PREFIX).partition(".")
-            known = self.repositories.get(repository, repository)
-            return "virtvault", f"point {point}, repository {known}" if point else "unknown point"
+        if (ours := parse(name)) is not None:
+            known = self.repositories.get(ours.repository, ours.repository)
+            if not ours.point:
+                return "virtvault", "unknown point"
+            of = f"{ours.kind} of point" if ours.kind else "point"
+            return "virtvault", f"{of} {ours.point}, repository {known}"
         if name in self.checkpoints:
             return "libvirt", f"checkpoint {name}"
         # A push backup keeps its bitmap on the disk for as long as it runs.

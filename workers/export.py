@@ -55,7 +55,7 @@ class Export:
             if self.run.error:
                 raise WorkFailed(f"The export had ended before: {self.run.error}.")
             if self.run.phase != "open":
-                if self.run.targets or self.run.unstarted:
+                if self.run.way or self.run.unstarted:
                     undo.all()
                 self._open()
             result = self._tend()

@@ -29,6 +29,7 @@ __all__ = [
     "add_nbd",
     "add_snapshot",
     "put_back",
+    "remove_node",
     "remove_nodes",
     "remove_snapshot",
     "serve",
@@ -66,6 +67,11 @@ class Names:
     def snapshot(self) -> str:
         """The node that shows the disk as it was at the instant."""
         return f"vva-{self.tag}-{self.target}"
+
+    @property
+    def seed(self) -> str:
+        """The node that a new bitmap and its witness take their marks from."""
+        return f"vvw-{self.tag}-{self.target}"
 
     @property
     def changed(self) -> str:
@@ -195,16 +201,16 @@ def put_back(monitor: Monitor, disk: Disk, names: Names) -> None:
 
 def remove_snapshot(monitor: Monitor, names: Names) -> None:
     """Delete the snapshot node: while the filter has a reader it lets nobody write under it."""
-    _delete(monitor, names.snapshot)
+    remove_node(monitor, names.snapshot)
 
 
 def remove_nodes(monitor: Monitor, names: Names) -> None:
     """Delete the other nodes of one disk, in the order that lets go of each."""
-    for node in (names.filter, names.image, names.scratch):
-        _delete(monitor, node)
+    for node in (names.filter, names.image, names.scratch, names.seed):
+        remove_node(monitor, node)
 
 
-def _delete(monitor: Monitor, node: str) -> None:
+def remove_node(monitor: Monitor, node: str) -> None:
     """Delete a node where it is there. One just let go of may be in use for a moment still."""
     for attempt in range(40):
         if node not in Graph(monitor).nodes:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from virtvault.errors import DomainBusy, InvalidRequest
+from workers.bitmap_names import OurBitmap
 
 __all__ = ["Journal", "Run", "durable_write", "sync_directory"]
 
@@ -36,8 +37,9 @@ class Run:
     (the guest may be paused by us) → ``copying`` (all jobs were started) → ``copied`` (all ended
     well and their images are flushed) → ``committed``; or ``undoing``. A snapshot export is
     ``open`` where a backup is copying. ``way`` is the capture's name. ``error`` is set once the
-    run has failed: what is left to undo is then anybody's to undo. ``bitmap`` is the new bitmap's
-    name and ``partial`` the point's directory: undoing needs no repository that can be opened.
+    run has failed: what is left to undo is then anybody's to undo. ``repository_id`` is in the
+    new bitmaps' names and ``partial`` the point's directory: undoing needs no repository that can
+    be opened.
     """
 
     task_id: str
@@ -49,7 +51,7 @@ class Run:
     point: str
     started: str
     phase: str = "planned"
-    bitmap: str = ""
+    repository_id: str = ""
     partial: str = ""
     was_running: bool = False
     draft: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +60,10 @@ class Run:
     way: str = ""
     # We started the domain for this run, and it has not been let run yet.
     unstarted: bool = False
+
+    def bitmap(self, target: str) -> OurBitmap:
+        """The bitmap that counts from this run's point on a disk."""
+        return OurBitmap(self.repository_id, self.point, target)
 
     @property
     def tag(self) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "is_block_device",
     "open_read_only",
     "witness",
+    "write",
 ]
 
 
@@ -76,6 +77,22 @@ def change_bitmaps(image: str, *operations: str) -> None:
             "Try again; while the domain runs it is backed up live.",
         )
     raise WorkFailed(f"Bitmap {name} on {image}: {said}.", "See whether the image is sound.")
+
+
+def write(image: str, ranges: Iterable[tuple[int, int]]) -> None:
+    """Write zeroes to (offset, length) ranges of a qcow2 image, as its bitmaps see them.
+
+    :raises WorkFailed: it could not be done.
+    """
+    commands = [f"-cwrite -q -z {offset} {length}" for offset, length in ranges]
+    done = subprocess.run(
+        ["qemu-io", "-f", "qcow2", *commands, image], capture_output=True, text=True, check=False
+    )
+    if done.returncode or "failed" in done.stdout:
+        raise WorkFailed(
+            f"{image} cannot be written: {(done.stderr or done.stdout).strip()}.",
+            "See to the room in scratch_dir.",
+        )
 
 
 def witness(disks: Iterable[Disk]) -> dict[str, list[int]]:

@@ -12,21 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from virtvault.models import PointDisk
+from workers.bitmap_names import OurBitmap, parse
 from workers.disks import Disk
 
 __all__ = [
-    "BITMAP_PREFIX",
-    "SPARE",
     "DiskPlan",
+    "Evidence",
     "ParentDisk",
-    "bitmap_name",
     "decide",
-    "point_of",
 ]
-
-BITMAP_PREFIX = "virtvault."
-# What the name of a second bitmap of a point ends in (see workers.capture.direct).
-SPARE = ".spare"
 
 
 @dataclass(frozen=True)
@@ -41,11 +35,22 @@ class ParentDisk:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """Where a parent's bitmap and its witness stand, and the bytes the witness must count."""
+
+    node: str
+    bitmap: str
+    witness: str
+    count: int
+
+
+@dataclass(frozen=True)
 class DiskPlan:
     """``sync`` with its ``reason`` (empty where it is just what was asked).
 
     ``sources`` are the (node, bitmap) pairs whose union is what changed since ``parent``, and what
     the user's own bitmap marks. ``counts``: a bitmap that counts from this point is made.
+    ``evidence``: what tells whether the parent's bitmap is still whole, where anything does.
     """
 
     sync: str
@@ -53,17 +58,7 @@ class DiskPlan:
     reason: str = ""
     sources: tuple[tuple[str, str], ...] = ()
     counts: bool = True
-
-
-def bitmap_name(repository_id: str, point: str) -> str:
-    """The bitmap that counts from ``point`` in that repository."""
-    return f"{BITMAP_PREFIX}{repository_id}.{point}"
-
-
-def point_of(name: str, repository_id: str) -> str | None:
-    """The point a bitmap counts from, None where it is not ours or another repository's."""
-    prefix = f"{BITMAP_PREFIX}{repository_id}."
-    return name.removeprefix(prefix) if name.startswith(prefix) else None
+    evidence: Evidence | None = None
 
 
 def decide(
@@ -98,10 +93,11 @@ def _incremental(disk: Disk, repository_id: str, parents: Mapping[str, ParentDis
     if disk.shared:
         return _full("other domains write to this shared disk too, which no bitmap here sees")
     candidates = {
-        point: name
+        ours.point: ours
         for layer in disk.layers
-        for name in layer.bitmaps
-        if (point := point_of(name, repository_id)) is not None
+        for ours in map(parse, layer.bitmaps)
+        if ours is not None
+        and (ours.repository, ours.target, ours.kind) == (repository_id, disk.target, "")
     }
     if not parents:
         return _full("first point of this disk in this repository")
@@ -128,38 +124,47 @@ def _incremental(disk: Disk, repository_id: str, parents: Mapping[str, ParentDis
                 f"point {point}"
             )
             continue
-        sources, trouble = _sources(disk, known[point], parent.disk.source)
+        sources, evidence, trouble = _sources(disk, known[point], parent.disk)
         if trouble:
             problems.append(trouble)
             continue
-        return DiskPlan("incremental", point, "", sources)
+        return DiskPlan("incremental", point, "", sources, evidence=evidence)
     return _full("; ".join(problems))
 
 
-def _sources(disk: Disk, name: str, source: str) -> tuple[tuple[tuple[str, str], ...], str]:
+def _sources(
+    disk: Disk, ours: OurBitmap, parent: PointDisk
+) -> tuple[tuple[tuple[str, str], ...], Evidence | None, str]:
     """The bitmaps of every layer written since the point, or why they do not cover it all.
 
     libvirt re-creates active bitmaps *empty* on a new snapshot overlay: one layer's bitmap alone
     may look right and miss all that was written before the snapshot. So every layer from the
-    active one down to the image that was active at the point must have it. Deeper ones count too
-    where they have it: a file name comes again (snapshot, commit, snapshot under the same name),
+    active one down to the image that was active at the point must have it. That image has the
+    bitmap's witness; points without one know it by its file name. Deeper layers count too where
+    they have the bitmap: a file name comes again (snapshot, commit, snapshot under the same name),
     and then the image of that name is not the one that was active at the point.
     """
     found = []
+    evidence = None
     reached = False
     for layer in disk.layers:
-        bitmap = layer.bitmaps.get(name)
+        bitmap = layer.bitmaps.get(ours.name)
         if bitmap is None:
             if reached:
                 continue
-            return (), f"image {layer.filename} has no bitmap since the point"
+            return (), None, f"image {layer.filename} has no bitmap since the point"
         if bitmap.trouble:
-            return (), f"the bitmap on {layer.filename} {bitmap.trouble}"
-        found.append((layer.node, name))
-        reached = reached or layer.filename == source
-    if not reached:
-        return (), f"image {source}, active at the point, is not in the backing chain any more"
-    return tuple(found), ""
+            return (), None, f"the bitmap on {layer.filename} {bitmap.trouble}"
+        found.append((layer.node, ours.name))
+        if parent.witness and not reached and ours.witness in layer.bitmaps:
+            evidence = Evidence(layer.node, ours.name, ours.witness, parent.witness)
+        reached = reached or (
+            evidence is not None if parent.witness else layer.filename == parent.source
+        )
+    if reached:
+        return tuple(found), evidence, ""
+    lost = "the image" if parent.witness else f"image {parent.source}"
+    return (), None, f"{lost}, active at the point, is not in the backing chain any more"
 
 
 def _full(reason: str) -> DiskPlan:

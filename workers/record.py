@@ -17,7 +17,7 @@ from workers.repository import DirectoryRepository
 __all__ = ["complete", "draft_disk", "result"]
 
 
-def draft_disk(disk: Disk, plan: DiskPlan, bitmap: str) -> dict[str, object]:
+def draft_disk(disk: Disk, plan: DiskPlan, bitmap: str, witness: int) -> dict[str, object]:
     """What is known of a disk at the instant, as the journal keeps it."""
     below = disk.layers[1:] if plan.sync == "top" else ()
     return {
@@ -30,6 +30,7 @@ def draft_disk(disk: Disk, plan: DiskPlan, bitmap: str) -> dict[str, object]:
         "source": disk.source,
         "source_format": disk.format,
         "bitmap": bitmap if plan.counts else "",
+        "witness": witness if plan.counts else 0,
         "persistent": disk.persistent,
         "backing": [asdict(_backing(layer)) for layer in below],
     }

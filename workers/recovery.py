@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from virtvault.errors import (
     DomainStopped,
@@ -22,13 +23,13 @@ from virtvault.errors import (
 from virtvault.models import Point
 from workers import disks as disk_view
 from workers import isolation, jobs, offline
+from workers.bitmap_names import SINCE, SPARE, parse
 from workers.capture.offline import daemon_of
 from workers.disks import Disk
 from workers.engine import Engine
 from workers.hypervisor import LibvirtMonitor
 from workers.isolation import Names
 from workers.journal import Run
-from workers.plan import SPARE, point_of
 from workers.repository import DirectoryRepository, open_repository
 from workers.targets import Targets
 
@@ -62,6 +63,8 @@ class Undo:
             self.targets.kill()
         if self.run.phase != "planned":
             self.in_qemu(keep_bitmap=False)
+        elif self.run.way == "offline":
+            self._end_daemon()
         self.targets.kill()
         if self.run.unstarted:
             self.engine.hypervisor.end_unstarted(self.run.uuid)
@@ -125,31 +128,47 @@ class Undo:
             _remove_bitmap(monitor, disk, Names(self.run.tag, disk.target).changed)
         for names in every:
             isolation.remove_nodes(monitor, names)
-        if not keep_bitmap and self.run.bitmap:
+        if not keep_bitmap:
             self._remove_new_bitmaps(monitor)
 
     def _offline(self, *, keep_bitmap: bool) -> None:
         """End the storage daemon, and take the new bitmap out of the images or out of QEMU."""
-        daemon = daemon_of(self.engine, self.run)
-        daemon.end()
-        shutil.rmtree(daemon.directory, ignore_errors=True)
+        self._end_daemon()
         if keep_bitmap:
             return
         self.run.phase = "undoing"
         self.engine.journal.write(self.run)
-        remove_bitmaps(self.engine, self.run.uuid, lambda _, name: name == self.run.bitmap)
+        remove_bitmaps(self.engine, self.run.uuid, self._is_new)
+
+    def _end_daemon(self) -> None:
+        daemon = daemon_of(self.engine, self.run)
+        daemon.end()
+        shutil.rmtree(daemon.directory, ignore_errors=True)
 
     def _remove_new_bitmaps(self, monitor: LibvirtMonitor) -> None:
-        repository = self.run.bitmap.rpartition(".")[0]
         for disk in disk_view.discover(monitor, monitor.xml()):
-            names = {name for layer in disk.layers for name in layer.bitmaps}
-            spares = {n for n in names if n.startswith(f"{repository}.") and n.endswith(SPARE)}
-            if self.run.way == "direct" and disk.target in self.run.targets:
-                # The parent's too, before the new one that tells of this run: a job that ended
-                # well has used it, whatever became of the backup.
-                for name in sorted(spares):
-                    _remove_bitmap(monitor, disk, name)
-            _remove_bitmap(monitor, disk, self.run.bitmap)
+            names = sorted({name for layer in disk.layers for name in layer.bitmaps})
+            # The parent's spare too, and before the new ones that tell of this run: a job that
+            # ended well has used it, whatever became of the backup.
+            spent = [n for n in names if self._is_spent(disk, n)]
+            for name in [*spent, *(n for n in names if self._is_new(disk, n))]:
+                _remove_bitmap(monitor, disk, name)
+
+    def _is_new(self, _disk: Disk, name: str) -> bool:
+        ours = parse(name)
+        return ours is not None and (ours.repository, ours.point) == (
+            self.run.repository_id,
+            self.run.point,
+        )
+
+    def _is_spent(self, disk: Disk, name: str) -> bool:
+        ours = parse(name)
+        return (
+            self.run.way == "direct"
+            and disk.target in self.run.targets
+            and ours is not None
+            and (ours.repository, ours.kind) == (self.run.repository_id, SPARE)
+        )
 
     def _remove_partial(self) -> None:
         if not self.run.partial:
@@ -184,9 +203,13 @@ def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Poi
     covered = {disk.target for disk in point.disks if disk.bitmap}
 
     def is_old(disk: Disk, name: str) -> bool:
-        counts_from = point_of(name, repository.id)
-        kept = (None, point.id, point.id + SPARE)
-        return disk.target in covered and counts_from not in kept
+        ours = parse(name)
+        return (
+            disk.target in covered
+            and ours is not None
+            and ours.repository == repository.id
+            and ((ours.point, ours.target) != (point.id, disk.target) or ours.kind == SINCE)
+        )
 
     try:
         if name := run.request.get("bitmap"):
@@ -265,40 +288,40 @@ def _remove_in_images(engine: Engine, uuid: str, which: Callable[[Disk, str], bo
 def clear_user_bitmap(engine: Engine, run: Run, name: str, covered: set[str]) -> None:
     """Make a user's bitmap count from the point, now that the point is durable.
 
-    What was written since the instant is in the point's own bitmap. Doing it twice is harmless.
+    What was written since the instant stands in a bitmap of the run's own: while that is there,
+    this can be done again.
     """
     if not engine.hypervisor.is_active(run.uuid):
-        if run.way == "offline":
-            for disk in offline.discover(engine.hypervisor.inactive_xml(run.uuid)):
-                if disk.target in covered:
-                    offline.change_bitmaps(disk.source, "--clear", "--merge", run.bitmap, name)
+        for disk in offline.discover(engine.hypervisor.inactive_xml(run.uuid)):
+            since = run.bitmap(disk.target).since
+            there = disk.layers[0].bitmaps if disk.layers else {}
+            if disk.target in covered and since in there and name in there:
+                offline.change_bitmaps(disk.source, "--clear", "--merge", since, name)
         return
     monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
     try:
         for disk in disk_view.discover(monitor, monitor.xml()):
-            if disk.target not in covered or name not in disk.layers[0].bitmaps:
-                continue
-            since = [layer for layer in disk.layers if run.bitmap in layer.bitmaps]
-            across = monitor.capabilities.merge == "any node"
-            sources = [
-                {"node": layer.node, "name": run.bitmap} if across else run.bitmap
-                for layer in since
-            ]
-            monitor.execute(
-                "transaction",
-                actions=[
-                    {
-                        "type": "block-dirty-bitmap-clear",
-                        "data": {"node": disk.node, "name": name},
-                    },
-                    {
-                        "type": "block-dirty-bitmap-merge",
-                        "data": {"node": disk.node, "target": name, "bitmaps": sources},
-                    },
-                ],
-            )
+            since = run.bitmap(disk.target).since
+            # An overlay put on top meanwhile has both bitmaps too, and the images below theirs.
+            nodes = [layer.node for layer in disk.layers if since in layer.bitmaps]
+            if disk.target in covered and nodes and name in disk.layers[0].bitmaps:
+                across = monitor.capabilities.merge == "any node"
+                sources = [{"node": n, "name": since} if across else since for n in nodes]
+                _make(monitor, disk.node, name, sources)
     finally:
         monitor.close()
+
+
+def _make(monitor: LibvirtMonitor, node: str, name: str, sources: list[Any]) -> None:
+    """Have a bitmap hold what ``sources`` do and nothing else, at one moment."""
+    merge = {"node": node, "target": name, "bitmaps": sources}
+    monitor.execute(
+        "transaction",
+        actions=[
+            {"type": "block-dirty-bitmap-clear", "data": {"node": node, "name": name}},
+            {"type": "block-dirty-bitmap-merge", "data": merge},
+        ],
+    )
 
 
 def _names(disk: Disk, which: Callable[[Disk, str], bool]) -> list[str]:

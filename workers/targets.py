@@ -37,6 +37,11 @@ class Targets:
         """The export of a disk's scratch image."""
         return Export(target, f"{self._sockets / target}.s", str(self._spare / f"{target}.qcow2"))
 
+    def spare(self) -> Path:
+        """The run's directory beside its scratch images."""
+        self._spare.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return self._spare
+
     def served(self, uid: int) -> str:
         """Where ``uid``'s QEMU makes the socket that an open export is read through."""
         directory = self._sockets / "served"

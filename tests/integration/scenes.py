@@ -17,8 +17,8 @@ from tests.integration.conftest import MIB, Points
 from tests.lab import DiskSpec, Guest
 from virtvault.models import BackupRequest, BackupResult, ExportResult, Point, PointDisk, Progress
 from workers.backup import backup
+from workers.bitmap_names import PREFIX
 from workers.engine import Engine, Ties, tag_of
-from workers.plan import BITMAP_PREFIX
 
 Boot = Callable[..., Guest]
 TakePoints = Callable[[Guest], Points]
@@ -191,12 +191,13 @@ def assert_nothing_remains(engine: Engine, guest: Guest) -> None:
 
 
 def assert_one_bitmap_per_disk(guest: Guest, result: BackupResult) -> None:
-    """Each disk of the point has exactly one bitmap of ours: the one that counts from it."""
-    ours = [name for name in bitmaps(guest) if f"/{BITMAP_PREFIX}" in name]
-    assert sorted(ours) == sorted(
-        f"{node_of(guest, disk.target)}/{disk.bitmap}" for disk in result.disks
-    )
-    assert all(bitmaps(guest)[name]["recording"] for name in ours)
+    """Each disk of the point has of ours the bitmap that counts from it, and its witness."""
+    ours = {name: b["recording"] for name, b in bitmaps(guest).items() if f"/{PREFIX}" in name}
+    expected = {}
+    for disk in result.disks:
+        name = f"{node_of(guest, disk.target)}/{disk.bitmap}"
+        expected |= {name: True, f"{name}.witness": False}
+    assert ours == expected
 
 
 def disk_of(point: BackupResult | Point, target: str) -> PointDisk:

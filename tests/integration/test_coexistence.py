@@ -223,11 +223,12 @@ def push_xml(guest: Guest, incremental: str = "") -> str:
 
 
 def begin_push(guest: Guest) -> None:
-    guest.qemu_io("vda", "write -P 3 96M 128M")
+    # libvirt takes no speed for it, so there must be enough to copy until it is given one here.
+    guest.qemu_io("vda", "write -P 3 96M 384M")
     content(guest, "reference")
     guest.domain.backupBegin(push_xml(guest), None, 0)
-    for job in theirs(guest):
-        guest.qmp("block-job-set-speed", device=job, speed=MIB)
+    guest.qmp("block-job-set-speed", device="backup-vda-libvirt-1-format", speed=MIB)
+    assert theirs(guest), "it has ended already"
 
 
 def end_push(guest: Guest) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from virtvault.models import PointDisk
+from workers.bitmap_names import OurBitmap, parse
 from workers.disks import Bitmap, Disk, Layer
-from workers.plan import DiskPlan, ParentDisk, bitmap_name, decide, point_of
+from workers.plan import DiskPlan, Evidence, ParentDisk, decide
 
 REPOSITORY = "0a1b2c3d"
 FIRST = "20260101T000000Z-11111111"
@@ -17,6 +18,10 @@ THIRD = "20260103T000000Z-33333333"
 SIZE = 64 * 2**20
 BASE = "/images/base.qcow2"
 OVERLAY = "/images/overlay.qcow2"
+
+
+def bitmap_name(repository: str, point: str) -> str:
+    return OurBitmap(repository, point, "vda").name
 
 
 def bitmap(point: str, repository: str = REPOSITORY) -> Bitmap:
@@ -193,8 +198,42 @@ def test_a_deeper_image_with_the_bitmap_counts_too_since_file_names_come_again()
     assert decide(unfit, "auto", REPOSITORY, again).sync == "full"
 
 
-def test_a_bitmaps_name_says_repository_and_point() -> None:
-    name = bitmap_name(REPOSITORY, FIRST)
-    assert point_of(name, REPOSITORY) == FIRST
-    assert point_of(name, "99999999") is None
-    assert point_of("libvirt-checkpoint", REPOSITORY) is None
+def test_a_bitmaps_name_says_repository_point_disk_and_kind() -> None:
+    ours = OurBitmap(REPOSITORY, FIRST, "vda")
+    assert ours.name == f"virtvault.{REPOSITORY}.{FIRST}.vda"
+    assert parse(ours.name) == ours
+    assert parse(ours.witness) == OurBitmap(REPOSITORY, FIRST, "vda", "witness")
+    assert parse("libvirt-checkpoint") is None
+    assert parse("virtvault.what") == OurBitmap("what", "", "")
+
+
+def test_another_disks_bitmap_on_an_image_that_moved_is_not_taken_for_this_disks() -> None:
+    moved = replace(bitmap(FIRST), name=OurBitmap(REPOSITORY, FIRST, "vdb").name)
+    assert decide(disk(layer(BASE, moved)), "auto", REPOSITORY, ONE).sync == "full"
+
+
+def with_witness(point: str, count: int = 131072) -> ParentDisk:
+    return ParentDisk(replace(parent(point).disk, witness=count))
+
+
+def witness_of(point: str) -> Bitmap:
+    name = OurBitmap(REPOSITORY, point, "vda").witness
+    return Bitmap(name, False, False, True, False, 65536)
+
+
+def test_the_witness_tells_which_image_was_active_whatever_its_file_is_called_now() -> (
+    None
+):
+    given = disk(
+        layer(OVERLAY, bitmap(FIRST)), layer("/images/renamed", bitmap(FIRST), witness_of(FIRST))
+    )
+    plan = decide(given, "auto", REPOSITORY, {FIRST: with_witness(FIRST)})
+    name = OurBitmap(REPOSITORY, FIRST, "vda")
+    assert plan.evidence == Evidence("node-of-/images/renamed", name.name, name.witness, 131072)
+    assert len(plan.sources) == 2
+
+
+def test_a_point_whose_witness_is_gone_is_not_built_on() -> None:
+    plan = decide(WITH_FIRST, "auto", REPOSITORY, {FIRST: with_witness(FIRST)})
+    assert plan.sync == "full"
+    assert plan.reason.startswith("the image, active at the point, is not in the backing chain")

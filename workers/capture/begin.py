@@ -47,6 +47,10 @@ class Begin:
             start_unrun(self.engine, self.run)
         capture = choose_way(self.engine, self.run, self.targets)
         try:
+            # In the journal from here: to look at images a storage daemon may be started.
+            self.run.phase, self.run.error, self.run.draft = "planned", "", {}
+            self.run.way, self.run.targets = capture.name, []
+            self.engine.journal.write(self.run)
             self._capture(capture)
         finally:
             capture.close()
@@ -56,7 +60,6 @@ class Begin:
         chosen, skipped = self._choose(capture)
         capture.refuse(chosen, self.request.disks)
         plans: Plans = {disk.target: self.plan(capture, disk) for disk in chosen}
-        run.phase, run.error, run.draft, run.way = "planned", "", {}, capture.name
         run.targets = [disk.target for disk in chosen]
         journal.write(run)
         xml = capture.xml()
@@ -83,7 +86,15 @@ class Begin:
             "skipped": skipped,
             "isolated": capture.isolated,
             "state": capture.state,
-            "disks": [draft_disk(disk, plans[disk.target], run.bitmap) for disk in chosen],
+            "disks": [
+                draft_disk(
+                    disk,
+                    plans[disk.target],
+                    run.bitmap(disk.target).name,
+                    capture.witness(disk),
+                )
+                for disk in chosen
+            ],
             "qemu": capture.monitor().execute("query-version")["qemu"],
             "jobs_started": time.time(),
         }

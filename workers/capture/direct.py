@@ -16,11 +16,12 @@ from typing import Any
 
 from virtvault.errors import NotSupported
 from workers import instant, isolation
+from workers.bitmap_names import parse
 from workers.capture.isolated import Isolated
-from workers.capture.way import Plans, backup_action, new_bitmaps
+from workers.capture.way import Plans, backup_action, new_bitmap
 from workers.disks import Disk
 from workers.instant import Instant
-from workers.plan import SPARE, DiskPlan
+from workers.plan import DiskPlan
 
 __all__ = ["Direct"]
 
@@ -54,14 +55,18 @@ class Direct(Isolated):
         if elsewhere and self._monitor.capabilities.merge != "any node":
             return f"{self._version()} cannot merge bitmaps of several images (4.1 can)"
         if self._monitor.capabilities.merge == "none":
-            (_, parent), *_ = plan.sources
-            prefix = parent.rpartition(".")[0]
-            ours = {n: b for n, b in disk.layers[0].bitmaps.items() if n.startswith(prefix)}
+            parent = parse(plan.sources[0][1])
+            assert parent is not None
+            bitmaps = disk.layers[0].bitmaps
+            ours = {n for n in bitmaps if (p := parse(n)) and p.repository == parent.repository}
             # Any other of this repository is of a backup that was broken off and may have used
             # the spare.
-            if set(ours) != {parent, parent + SPARE} or ours[parent + SPARE].trouble:
+            if ours - {parent.witness} != {parent.name, parent.spare}:
                 return "the parent's spare bitmap is gone, or was used by a backup that failed"
-        return ""
+            if trouble := bitmaps[parent.spare].trouble:
+                return f"the parent's spare bitmap {trouble}"
+            return ""
+        return super().veto(disk, plan)
 
     def stand(self, chosen: Sequence[Disk], plans: Plans) -> None:
         """The targets' nodes, where the copying command takes nodes."""
@@ -72,18 +77,20 @@ class Direct(Isolated):
 
     def take(self, chosen: Sequence[Disk], plans: Plans, freeze: str, speed: int) -> Instant:
         """Start everything in one transaction: its prepare drains all disks at once."""
-        actions: list[dict[str, Any]] = new_bitmaps(chosen, plans, self.run.bitmap)
-        if self._monitor.capabilities.merge == "none":
-            actions += new_bitmaps(chosen, plans, self.run.bitmap + SPARE)
+        actions = self._new_bitmaps(chosen, plans)
         for disk in chosen:
+            if self._monitor.capabilities.merge == "none" and plans[disk.target].counts:
+                actions.append(new_bitmap(disk, self.run.bitmap(disk.target).spare))
             actions += self._of_disk(disk, plans, speed)
-        return instant.take(
+        taken = instant.take(
             self._monitor,
             self.engine.settings,
             freeze=freeze,
             stop=False,
             swap=lambda: self._monitor.execute("transaction", actions=actions),
         )
+        self._unseed(chosen)
+        return taken
 
     def start(self, chosen: Sequence[Disk], plans: Plans, speed: int) -> None:
         """Nothing: the instant started them."""
@@ -104,7 +111,9 @@ class Direct(Isolated):
         actions: list[dict[str, Any]] = []
         sync = {"sync": plan.sync}
         if plan.parent and self._monitor.capabilities.merge == "none":
-            sync = {"sync": "incremental", "bitmap": plan.sources[0][1] + SPARE}
+            parent = parse(plan.sources[0][1])
+            assert parent is not None
+            sync = {"sync": "incremental", "bitmap": parent.spare}
         elif plan.parent:
             # A bitmap of its own to copy from, since QEMU clears the one a job succeeded with.
             # It records from the start: a write that comes between the merge and the job's own

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from workers import disks as disk_view
-from workers import instant, isolation
-from workers.capture.way import Plans, backup_action, new_bitmaps
+from workers import instant, isolation, witness
+from workers.capture.way import Plans, backup_action, new_bitmap
 from workers.coexistence import require_quiet
 from workers.disks import Disk
 from workers.engine import Engine
@@ -35,6 +36,7 @@ class Isolated:
         self.targets = targets
         self.state = state
         self._monitor = monitor
+        self._witnessed: set[str] = set()
 
     def disks(self) -> list[Disk]:
         """See :class:`workers.capture.way.Capture`."""
@@ -50,7 +52,7 @@ class Isolated:
 
     def veto(self, disk: Disk, plan: DiskPlan) -> str:
         """See :class:`workers.capture.way.Capture`."""
-        return ""
+        return witness.trouble(self._monitor, plan.evidence)
 
     def counts(self, disk: Disk) -> bool:
         """See :class:`workers.capture.way.Capture`."""
@@ -63,8 +65,9 @@ class Isolated:
             if plans[disk.target].sync != "none":
                 isolation.add_nbd(self._monitor, names.image, self.targets.image(disk.target))
             isolation.add_nbd(self._monitor, names.scratch, self.targets.scratch(disk.target))
-        if bitmaps := new_bitmaps(chosen, plans, self.run.bitmap):
+        if bitmaps := self._new_bitmaps(chosen, plans):
             self._monitor.execute("transaction", actions=bitmaps)
+        self._unseed(chosen)
         for disk in chosen:
             isolation.add_filter(
                 self._monitor, disk, self._names(disk), self.engine.settings.cbw_timeout
@@ -130,6 +133,32 @@ class Isolated:
     def close(self) -> None:
         """See :class:`workers.capture.way.Capture`."""
         self._monitor.close()
+
+    def witness(self, disk: Disk) -> int:
+        """See :class:`workers.capture.way.Capture`."""
+        return witness.marked(disk.virtual_size) if disk.target in self._witnessed else 0
+
+    def _new_bitmaps(self, chosen: Sequence[Disk], plans: Plans) -> list[dict[str, Any]]:
+        """The actions that add the new bitmaps, each with its witness."""
+        found: list[dict[str, Any]] = []
+        for disk in chosen:
+            if not plans[disk.target].counts:
+                continue
+            new, node = self.run.bitmap(disk.target), self._names(disk).seed
+            found.append(new_bitmap(disk, new.name))
+            if self.run.request["bitmap"]:
+                found.append(new_bitmap(disk, new.since))
+            if self._monitor.capabilities.merge == "any node" and witness.seed(
+                self._monitor, node, disk
+            ):
+                self._witnessed.add(disk.target)
+                found += witness.actions(disk, new, node)
+        return found
+
+    def _unseed(self, chosen: Sequence[Disk]) -> None:
+        for disk in chosen:
+            if disk.target in self._witnessed:
+                witness.unseed(self._monitor, self._names(disk).seed)
 
     def _names(self, disk: Disk) -> Names:
         return Names(self.run.tag, disk.target)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from virtvault.errors import DomainStarted, NotSupported
-from workers import isolation, offline
+from workers import isolation, offline, witness
 from workers.capture.way import Plans, backup_action
 from workers.disks import Disk
 from workers.engine import Engine, now
@@ -73,7 +73,14 @@ class Offline:
 
     def veto(self, disk: Disk, plan: DiskPlan) -> str:
         """See :class:`workers.capture.way.Capture`."""
-        return ""
+        if plan.evidence is None:
+            return ""
+        self._open(disk)
+        try:
+            return witness.trouble(self.monitor(), plan.evidence)
+        finally:
+            for layer in disk.layers:
+                isolation.remove_node(self.monitor(), layer.node)
 
     def counts(self, disk: Disk) -> bool:
         """Where no QEMU runs only an image can hold a bitmap."""
@@ -87,17 +94,19 @@ class Offline:
         self._watch = self.engine.hypervisor.watch_start(self.run.uuid)
         for disk in chosen:
             if plans[disk.target].counts:
-                offline.change_bitmaps(disk.source, "--add", self.run.bitmap)
+                new = self.run.bitmap(disk.target)
+                witness.store(disk, new, self.targets.spare())
+                if self.run.request["bitmap"]:
+                    offline.change_bitmaps(disk.source, "--add", new.since)
         self.check()
-        self._daemon.start()
-        monitor = self.monitor()
         for disk in chosen:
-            below: str | None = None
-            for layer in reversed(disk.layers):
-                offline.open_read_only(monitor, layer, below)
-                below = layer.node
+            self._open(disk)
             names = Names(self.run.tag, disk.target)
-            isolation.add_nbd(monitor, names.image, self.targets.image(disk.target))
+            isolation.add_nbd(self.monitor(), names.image, self.targets.image(disk.target))
+
+    def witness(self, disk: Disk) -> int:
+        """See :class:`workers.capture.way.Capture`."""
+        return witness.marked(disk.virtual_size) if disk.persistent else 0
 
     def take(self, chosen: Sequence[Disk], plans: Plans, freeze: str, speed: int) -> Instant:
         """Nobody writes: any moment is the instant, for as long as that is so."""
@@ -145,6 +154,8 @@ class Offline:
     def monitor(self) -> StorageDaemonMonitor:
         """See :class:`workers.capture.way.Capture`."""
         if self._monitor is None:
+            if not self._daemon.alive() and not self.run.draft:
+                self._daemon.start()
             self._monitor = self._daemon.monitor(self.engine.settings.qmp_timeout)
         return self._monitor
 
@@ -175,6 +186,13 @@ class Offline:
                 "not known.",
                 "Back it up again.",
             )
+
+    def _open(self, disk: Disk) -> None:
+        """Open a disk's images, the lowest first."""
+        below: str | None = None
+        for layer in reversed(disk.layers):
+            offline.open_read_only(self.monitor(), layer, below)
+            below = layer.node
 
     def close(self) -> None:
         """See :class:`workers.capture.way.Capture`."""

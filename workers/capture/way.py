@@ -11,8 +11,9 @@ from workers.instant import Instant
 from workers.isolation import Names
 from workers.monitor import Monitor
 from workers.plan import DiskPlan
+from workers.witness import GRANULARITY
 
-__all__ = ["Capture", "Plans", "backup_action", "new_bitmaps"]
+__all__ = ["Capture", "Plans", "backup_action", "new_bitmap"]
 
 Plans = Mapping[str, DiskPlan]
 
@@ -44,6 +45,9 @@ class Capture(Protocol):
     def counts(self, disk: Disk) -> bool:
         """Whether a bitmap that counts from the point can be made on this disk."""
 
+    def witness(self, disk: Disk) -> int:
+        """The bytes that the witness of this disk's new bitmap counts, 0 where it has none."""
+
     def stand(self, chosen: Sequence[Disk], plans: Plans) -> None:
         """Make everything that can be made before the instant."""
 
@@ -69,16 +73,17 @@ class Capture(Protocol):
         """Let go of the monitors; what was made stays."""
 
 
-def new_bitmaps(chosen: Sequence[Disk], plans: Plans, name: str) -> list[dict[str, Any]]:
-    """The transaction's actions that add the point's bitmaps."""
-    return [
-        {
-            "type": "block-dirty-bitmap-add",
-            "data": {"node": disk.node, "name": name, "persistent": disk.persistent},
-        }
-        for disk in chosen
-        if plans[disk.target].counts
-    ]
+def new_bitmap(disk: Disk, name: str) -> dict[str, Any]:
+    """The transaction's action that adds one of the point's bitmaps."""
+    return {
+        "type": "block-dirty-bitmap-add",
+        "data": {
+            "node": disk.node,
+            "name": name,
+            "persistent": disk.persistent,
+            "granularity": GRANULARITY,
+        },
+    }
 
 
 def backup_action(
