@@ -73,6 +73,7 @@ class Layer:
 class Disk:
     """A guest disk. ``layers`` run from the active image down.
 
+    ``root`` is the node its device is attached to: the active layer's, or a filter's above it.
     ``skip`` says why it is left out; ``fault`` why it cannot be backed up now though it should be.
     """
 
@@ -88,6 +89,7 @@ class Disk:
     shared: bool = False
     compat: str = ""
     fault: str = ""
+    root: str = ""
 
     @property
     def node(self) -> str:
@@ -260,6 +262,7 @@ def _disk(element: ElementTree.Element, blocks: list[dict[str, Any]], graph: Gra
         layers=layers,
         shared=element.find("shareable") is not None,
         compat=image.get("format-specific", {}).get("data", {}).get("compat", ""),
+        root=graph.below_filters(inserted["node-name"]) if inserted else "",
     )
     return replace(disk, skip=_why_skipped(element, disk))
 

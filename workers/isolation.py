@@ -105,12 +105,15 @@ def add_nbd(monitor: Monitor, node: str, export: Export) -> None:
 
 
 def add_filter(monitor: Monitor, disk: Disk, names: Names, cbw_timeout: int) -> None:
-    """Make the filter over the disk's active node; the guest does not use it yet."""
+    """Make the filter over what the device is attached to; the guest does not use it yet.
+
+    Over other filters (copy-on-read, throttling) too: the way back finds them under ours.
+    """
     monitor.execute(
         "blockdev-add",
         driver=FILTER,
         node_name=names.filter,
-        file=disk.node,
+        file=disk.root,
         target=names.scratch,
         on_cbw_error="break-snapshot",
         cbw_timeout=cbw_timeout,
@@ -180,19 +183,12 @@ def put_back(monitor: Monitor, disk: Disk, names: Names) -> None:
     the node it is attached to already: QEMU 7.2 aborts on that.
     """
     for _ in range(5):
-        graph = Graph(monitor)
-        if active_node(monitor, disk) == names.filter:
-            below = graph.child(names.filter, "file")
-            monitor.execute("qom-set", path=disk.qom_path, property="drive", value=below)
-            continue  # and look again: a snapshot may have come between the look and the step
-        if names.filter not in graph.nodes:
+        # No device (hot-unplugged meanwhile), or one that was never moved, is not put back.
+        if active_node(monitor, disk) != names.filter:
             return
-        attached = active_node(monitor, disk)
-        below = graph.child(names.filter, "file")
-        # No device (hot-unplugged meanwhile) has nothing to be put back to.
-        if attached is None or attached == below:
-            return
+        below = Graph(monitor).child(names.filter, "file")
         monitor.execute("qom-set", path=disk.qom_path, property="drive", value=below)
+        # And look again: a snapshot may have come between the look and the step.
     raise WorkFailed(
         f"Disk {names.target}: its device could not be put back from filter {names.filter}.",
         "The guest works on through the filter. The next backup of it tries again.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from virtvault.errors import RepositoryUnusable, UnknownPoint, VirtvaultError
 from virtvault.models import CheckLine, DiskInfo, Point
 from workers import disks as disk_view
+from workers.capabilities import MINIMUM, parse_as_of
 from workers.engine import Engine
 from workers.repository import open_repository
 
@@ -73,8 +74,19 @@ def _libvirt(engine: Engine) -> CheckLine:
     except VirtvaultError as error:
         return CheckLine(subject, "failed", error.message, error.mend)
     detail = ", ".join(f"{name} {version}" for name, version in versions.items())
-    if tuple(int(n) for n in versions["qemu"].split(".")[:2]) < (7, 1):
-        return CheckLine(subject, "failed", f"{detail}: QEMU 7.1 is needed", "Upgrade QEMU.")
+    qemu = parse_as_of(engine.settings.qemu_as_of) or tuple(
+        int(n) for n in versions["qemu"].split(".")[:2]
+    )
+    if qemu < MINIMUM:
+        needed = ".".join(map(str, MINIMUM))
+        return CheckLine(subject, "failed", f"{detail}: QEMU {needed} is needed", "Upgrade QEMU.")
+    if qemu < (7, 1):
+        return CheckLine(
+            subject,
+            "warning",
+            f"{detail}: before QEMU 7.1 a guest feels it where its backup's target stalls or fails",
+            "Upgrade QEMU (and leave qemu_as_of empty); docs/older-qemu.md says what differs.",
+        )
     return CheckLine(subject, "ok", detail)
 
 

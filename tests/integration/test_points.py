@@ -388,6 +388,33 @@ def test_disks_that_cannot_be_backed_up_are_skipped_and_said_so(
     chain.prove_all()
 
 
+COPY_ON_READ = """
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' copy_on_read='on'/>
+      <source file='{image}'/><target dev='vdc' bus='virtio'/>
+      <iotune><total_iops_sec>10000</total_iops_sec></iotune>
+    </disk>"""
+
+
+def test_filters_that_libvirt_put_above_a_disk_are_still_there_after_its_backup(
+    boot: Boot, points: TakePoints, workdir: Path
+) -> None:
+    (workdir / "more").mkdir(mode=0o711)
+    image = workdir / "more" / "vdc.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", image, "64M")
+    guest = boot(VDA, extra_devices=COPY_ON_READ.format(image=image))
+
+    def roots() -> list[str]:
+        blocks = guest.qmp("query-block")
+        return sorted(b["inserted"]["node-name"] for b in blocks if "inserted" in b)
+
+    before = roots()
+    assert "libvirt-CoR-vdc" in before
+    for sync in ("full", "incremental"):
+        assert syncs(points(guest).back_up()) == {"vda": sync, "vdc": sync}
+        assert roots() == before
+
+
 def test_stock_tools_open_every_point_even_after_the_repository_was_moved(
     boot: Boot, points: TakePoints, engine: Engine, workdir: Path
 ) -> None:

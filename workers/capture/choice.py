@@ -7,6 +7,7 @@ from workers.capture.direct import Direct
 from workers.capture.isolated import Isolated
 from workers.capture.offline import Offline
 from workers.capture.way import Capture
+from workers.coexistence import require_quiet
 from workers.engine import Engine
 from workers.journal import Run
 from workers.targets import Targets
@@ -18,11 +19,14 @@ def choose_way(engine: Engine, run: Run, targets: Targets) -> Capture:
     """The way for the domain as it is now.
 
     :raises NotSupported: its QEMU is too old for any.
+    :raises DomainBusy: libvirt is at work on it.
     """
     state = engine.hypervisor.state(run.uuid)
     if state in ("shut off", "crashed") and not engine.hypervisor.is_active(run.uuid):
         return Offline(engine, run, targets)
     monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
+    # Before QMP is asked anything: the QEMU of a domain that is just arriving does not answer.
+    require_quiet(engine.hypervisor, monitor)
     kind = Isolated if monitor.capabilities.isolation else Direct
     return kind(engine, run, targets, monitor, state)
 

@@ -72,6 +72,8 @@ class Isolated:
             isolation.add_filter(
                 self._monitor, disk, self._names(disk), self.engine.settings.cbw_timeout
             )
+        # Again: somebody may have begun since the first look, and from here on cannot.
+        require_quiet(self.engine.hypervisor, self._monitor, chosen)
 
     def take(self, chosen: Sequence[Disk], plans: Plans, freeze: str, speed: int) -> Instant:
         """Attach each guest device to its filter."""
