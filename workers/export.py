@@ -81,6 +81,7 @@ class Export:
     # -- the story ----------------------------------------------------------------------------
 
     def _open(self) -> None:
+        self._require_a_slot_for_others()
         Begin(
             self.engine,
             self.request,
@@ -100,6 +101,24 @@ class Export:
             monitor.close()
         self.run.phase = "open"
         self.engine.journal.write(self.run)
+
+    def _require_a_slot_for_others(self) -> None:
+        """Open exports hold a slot each, perhaps for days: backups must always have one.
+
+        :raises WorkFailed: this one would take the last.
+        """
+        slots = self.engine.settings.slots
+        others = [
+            run.task_id
+            for run in self.engine.journal.all()
+            if run.phase == "open" and not run.error and run.task_id != self.run.task_id
+        ]
+        if len(others) >= max(1, slots - 1):
+            raise WorkFailed(
+                f"{len(others)} exports are open on {self.engine.settings.host}, which has {slots} "
+                f"slots: tasks {', '.join(others)}.",
+                "Close one with `virtvault cancel ID`, or raise slots.",
+            )
 
     def _tend(self) -> ExportResult:
         """Look after it until somebody closes it."""

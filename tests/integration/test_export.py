@@ -180,6 +180,23 @@ def test_where_qemu_serves_nbd_for_somebody_else_it_is_refused(
     assert not node_of(guest, "vda").startswith("vv")
 
 
+def test_open_exports_leave_a_slot_to_backups(boot: Boot, engine: Engine) -> None:
+    two = with_settings(engine, slots=2)
+    first, second = boot(VDA), boot(VDA)
+    with Open(two, first) as export:
+        with pytest.raises(
+            WorkFailed, match="1 exports are open on lab, which has 2 slots"
+        ) as full:
+            Open(two, second).__enter__()
+        assert export.task_id in full.value.message
+        assert_nothing_remains_of(second)
+    assert_nothing_remains(two, second)
+
+
+def assert_nothing_remains_of(guest: Guest) -> None:
+    assert not [name for name in nodes(guest) if name.startswith("vv")]
+
+
 def test_its_disks_are_listed_as_what_they_are(guest: Guest, engine: Engine) -> None:
     with Open(engine, guest):
         infos = {info.target: info for info in questions.disks(engine, guest.name)}
