@@ -203,6 +203,7 @@ class Backup:
         self.targets.close()
         Undo(self.engine, self.run).in_qemu(keep_bitmap=True)
         self.ties.step("committing")
+        self.ties.check(self.engine.journal)
         point = complete(self.run, self.repository, self.settings)
         self.repository.commit(point)
         return point
@@ -282,8 +283,10 @@ def _busy(name: str, run: Run | None, held: HeldElsewhere) -> DomainBusy:
     """Name what is under way on the domain: its jobs exclude others on the same disks."""
     if run is None:
         return DomainBusy(f"Domain {name} is being backed up by task {held.holder}.", held.mend)
-    what = "exported" if run.request.get("sync") == "none" else "backed up"
-    jobs_of_it = ", ".join(Names(run.tag, target).job for target in run.targets)
+    exported = run.request.get("sync") == "none"
+    what = "exported" if exported else "backed up"
+    names = [] if exported else [Names(run.tag, target).job for target in run.targets]
+    jobs_of_it = ", ".join(names)
     return DomainBusy(
         f"Domain {name} is being {what} (sync {run.request.get('sync')}, since {run.started}) by "
         f"task {held.holder}" + (f", jobs {jobs_of_it}." if jobs_of_it else "."),

@@ -93,10 +93,11 @@ def require_user_bitmap(
                 "Leave --bitmap out: incrementals use virtvault's own bitmaps by themselves.",
             )
         if name not in bitmaps:
+            yours = [n for n in bitmaps if owners.of(n, disk.target)[0] == "user"]
             raise UnknownBitmap(
                 f"Disk {disk.target} of domain {domain} has no bitmap {name!r} on its active "
                 "image.",
-                f"It has {', '.join(bitmaps) or 'none'}; `virtvault bitmaps add` makes one.",
+                f"It has {', '.join(yours) or 'none of yours'}; `virtvault bitmaps add` makes one.",
             )
         if trouble := bitmaps[name].trouble:
             raise WorkFailed(

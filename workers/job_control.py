@@ -65,6 +65,8 @@ def cancel(engine: Engine, task_id: str) -> str:
             if job.live:
                 with contextlib.suppress(MonitorError):  # it is just concluding
                     monitor.execute("block-job-cancel", device=job.id, force=True)
+    if run.request.get("sync") == "none":
+        return f"Task {task_id}: the export of {run.domain} is being closed."
     task = f"Task {task_id} ({run.kind} of {run.domain})"
     if run.phase in ("copied", "committed"):
         return f"{task} has copied everything and is about to end: the cancel may come too late."

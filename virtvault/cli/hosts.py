@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from virtvault.cli import output
@@ -70,13 +72,20 @@ def disks(domain: str, as_json: bool) -> None:
                 disk.format,
                 output.size(disk.virtual_size),
                 f"no: {disk.skip}" if disk.skip else _incrementals(disk.persistent_bitmaps),
-                ", ".join(disk.bitmaps) or "-",
+                _owners(disk.bitmaps),
                 disk.source,
             )
             for disk in found
         ),
         empty="No disks.",
     )
+
+
+def _owners(bitmaps: Sequence[str]) -> str:
+    """Ours in one word: `virtvault bitmaps list` tells each."""
+    others = [name for name in bitmaps if not name.startswith("virtvault.")]
+    ours = ["virtvault"] if len(others) < len(bitmaps) else []
+    return ", ".join([*ours, *others]) or "-"
 
 
 def _incrementals(persistent: bool) -> str:

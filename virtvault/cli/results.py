@@ -34,7 +34,7 @@ def show_point(point: Point) -> None:
     """All of a point's manifest that tells an operator something."""
     facts = {
         "point": point.id,
-        "domain": f"{point.domain} ({point.uuid})",
+        "domain": f"{point.domain} ({point.uuid}), {point.state}",
         "host": point.host,
         "repository": f"{point.repository} ({point.repository_id})",
         "instant": output.instant(point.instant),
