@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from virtvault.errors import (
     DomainStopped,
@@ -22,7 +20,7 @@ from virtvault.errors import (
 )
 from virtvault.models import Point
 from workers import disks as disk_view
-from workers import isolation, jobs, offline
+from workers import isolation, jobs
 from workers.bitmap_names import SINCE, SPARE, parse
 from workers.capture.offline import daemon_of
 from workers.disks import Disk
@@ -30,6 +28,7 @@ from workers.engine import Engine
 from workers.hypervisor import LibvirtMonitor
 from workers.isolation import Names
 from workers.journal import Run
+from workers.point_bitmaps import clear_user_bitmap, remove_bitmap, remove_bitmaps
 from workers.repository import DirectoryRepository, open_repository
 from workers.targets import Targets
 
@@ -125,7 +124,7 @@ class Undo:
         for disk in found:
             if disk.qom_path:
                 isolation.put_back(monitor, disk, Names(self.run.tag, disk.target))
-            _remove_bitmap(monitor, disk, Names(self.run.tag, disk.target).changed)
+            remove_bitmap(monitor, disk, Names(self.run.tag, disk.target).changed)
         for names in every:
             isolation.remove_nodes(monitor, names)
         if not keep_bitmap:
@@ -152,7 +151,7 @@ class Undo:
             # ended well has used it, whatever became of the backup.
             spent = [n for n in names if self._is_spent(disk, n)]
             for name in [*spent, *(n for n in names if self._is_new(disk, n))]:
-                _remove_bitmap(monitor, disk, name)
+                remove_bitmap(monitor, disk, name)
 
     def _is_new(self, _disk: Disk, name: str) -> bool:
         ours = parse(name)
@@ -246,92 +245,3 @@ def tidy(engine: Engine) -> None:
         except (VirtvaultError, OSError) as error:
             # One run's trouble must not keep the others from being tidied.
             log.info("task %s is tidied later: %s", run.task_id, error)
-
-
-def remove_bitmaps(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
-    """Remove bitmaps from a domain's disks, in QEMU or, where it is shut off, in the images.
-
-    :raises VirtvaultError: not all of them could be removed.
-    """
-    for attempt in range(3):
-        active = engine.hypervisor.is_active(uuid)
-        try:
-            if active:
-                _remove_in_qemu(engine, uuid, which)
-            else:
-                _remove_in_images(engine, uuid, which)
-            return
-        except VirtvaultError:
-            # Started or shut off in between: then the other way is the right one.
-            if attempt == 2 or engine.hypervisor.is_active(uuid) == active:
-                raise
-
-
-def _remove_in_qemu(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
-    monitor = engine.hypervisor.monitor(engine.hypervisor.domain(uuid))
-    try:
-        for disk in disk_view.discover(monitor, monitor.xml()):
-            for name in _names(disk, which):
-                _remove_bitmap(monitor, disk, name)
-    finally:
-        monitor.close()
-
-
-def _remove_in_images(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
-    for disk in offline.discover(engine.hypervisor.inactive_xml(uuid)):
-        for name in _names(disk, which):
-            # As in a running QEMU: those of images further down do no harm.
-            if name in disk.layers[0].bitmaps:
-                offline.change_bitmaps(disk.source, "--remove", name)
-
-
-def clear_user_bitmap(engine: Engine, run: Run, name: str, covered: set[str]) -> None:
-    """Make a user's bitmap count from the point, now that the point is durable.
-
-    What was written since the instant stands in a bitmap of the run's own: while that is there,
-    this can be done again.
-    """
-    if not engine.hypervisor.is_active(run.uuid):
-        for disk in offline.discover(engine.hypervisor.inactive_xml(run.uuid)):
-            since = run.bitmap(disk.target).since
-            there = disk.layers[0].bitmaps if disk.layers else {}
-            if disk.target in covered and since in there and name in there:
-                offline.change_bitmaps(disk.source, "--clear", "--merge", since, name)
-        return
-    monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
-    try:
-        for disk in disk_view.discover(monitor, monitor.xml()):
-            since = run.bitmap(disk.target).since
-            # An overlay put on top meanwhile has both bitmaps too, and the images below theirs.
-            nodes = [layer.node for layer in disk.layers if since in layer.bitmaps]
-            if disk.target in covered and nodes and name in disk.layers[0].bitmaps:
-                across = monitor.capabilities.merge == "any node"
-                sources = [{"node": n, "name": since} if across else since for n in nodes]
-                _make(monitor, disk.node, name, sources)
-    finally:
-        monitor.close()
-
-
-def _make(monitor: LibvirtMonitor, node: str, name: str, sources: list[Any]) -> None:
-    """Have a bitmap hold what ``sources`` do and nothing else, at one moment."""
-    merge = {"node": node, "target": name, "bitmaps": sources}
-    monitor.execute(
-        "transaction",
-        actions=[
-            {"type": "block-dirty-bitmap-clear", "data": {"node": node, "name": name}},
-            {"type": "block-dirty-bitmap-merge", "data": merge},
-        ],
-    )
-
-
-def _names(disk: Disk, which: Callable[[Disk, str], bool]) -> list[str]:
-    names = {name for layer in disk.layers for name in layer.bitmaps}
-    return sorted(name for name in names if which(disk, name))
-
-
-def _remove_bitmap(monitor: LibvirtMonitor, disk: Disk, name: str) -> None:
-    for layer in disk.layers:
-        if name in layer.bitmaps:
-            # On a read-only backing image a stored bitmap cannot be removed; it does no harm.
-            with contextlib.suppress(MonitorError):
-                monitor.execute("block-dirty-bitmap-remove", node=layer.node, name=name)
