@@ -6,15 +6,17 @@ and a kill at any line is mended by :func:`workers.recovery` from the journal.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from virtvault import schemas
 from virtvault.errors import (
     DomainBusy,
+    NotReachable,
+    RepositoryUnusable,
     VirtvaultError,
     WorkFailed,
 )
@@ -26,6 +28,7 @@ from workers.capture.way import Capture
 from workers.disks import Disk
 from workers.engine import Engine, Ties, now, tag_of
 from workers.export import Export
+from workers.images import is_whole_file
 from workers.isolation import Names
 from workers.jobs import Detached
 from workers.journal import HeldElsewhere, Run
@@ -89,7 +92,11 @@ def _backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult 
                     started=now(),
                 )
             if repository is None:
-                return Export(engine, request, ties, run).carry_on()
+                export = Export(engine, request, ties, run)
+                if kept := engine.journal.finished(ties.task_id):
+                    # Its worker died as it closed it.
+                    return export.closed(schemas.load(ExportResult, kept))
+                return export.carry_on()
             run.repository_id = repository.id
             run.partial = str(repository.partial(uuid, run.point))
             return Backup(engine, request, ties, repository, run).carry_on()
@@ -118,6 +125,7 @@ class Backup:
         self.run = run
         self.targets = Targets(engine.settings, run)
         self.job_seconds = 0.0
+        self.capture: Capture | None = None
 
     def carry_on(self) -> BackupResult:
         """Go on from wherever the journal says this run is."""
@@ -164,7 +172,7 @@ class Backup:
 
     def _begin(self) -> None:
         """Up to the jobs' start."""
-        Begin(
+        self.capture = Begin(
             self.engine,
             self.request,
             self.ties,
@@ -179,17 +187,11 @@ class Backup:
         """From running jobs to a published point, by the worker that began or by a later one."""
         if self.run.phase == "copying":
             self.ties.step("copying", self.run.draft["instant"])
-            let_run(self.engine, self.run)
-            capture = again(self.engine, self.run, self.targets)
-
-            def sample(disks: tuple[DiskProgress, ...]) -> None:
-                self.ties.sample(disks)
-                self.ties.check(self.engine.journal)
-                capture.check()
-
+            # The one that began it has watched since; a later worker's begins now.
+            capture = self.capture or again(self.engine, self.run, self.targets)
             try:
-                done = jobs.follow(capture.monitor(), self._jobs(), self.engine.pace, sample)
-                capture.check()
+                let_run(self.engine, self.run)
+                done = self._follow(capture)
             finally:
                 capture.close()
             self.job_seconds = max(0.0, time.time() - self.run.draft["jobs_started"])
@@ -210,6 +212,28 @@ class Backup:
 
     # -- its steps ----------------------------------------------------------------------------
 
+    def _follow(self, capture: Capture) -> dict[str, int]:
+        """Follow the jobs to their end; the bytes each went through, by target."""
+
+        def sample(disks: tuple[DiskProgress, ...]) -> None:
+            self.ties.sample(disks)
+            self.ties.check(self.engine.journal)
+            with contextlib.suppress(NotReachable):  # libvirtd restarts: looked at again below
+                capture.check()
+
+        done = jobs.follow(capture.monitor(), self._jobs(), self.engine.pace, sample)
+        until = time.monotonic() + self.settings.stall_seconds
+        while True:
+            try:
+                capture.check()
+            except NotReachable:
+                if time.monotonic() > until:
+                    raise
+                sample(())
+                time.sleep(self.settings.poll_max)
+            else:
+                return done
+
     def _store(self, xml: str) -> None:
         self.repository.begin(self.run.uuid, self.run.point, xml)
 
@@ -223,8 +247,8 @@ class Backup:
         )
         if plan.parent and (reason := capture.veto(disk, plan)):
             plan = DiskPlan("full", reason=reason)
-        if plan.sync == "top" and not all(Path(i.filename).is_file() for i in disk.layers[1:]):
-            reason = "its backing image is no file, so it could not be told later if it changed"
+        if plan.sync == "top" and not all(is_whole_file(i.filename) for i in disk.layers[1:]):
+            reason = "its backing image is not one file, so it could not be told if it changed"
             plan = DiskPlan("full", reason=reason)
         return replace(plan, counts=plan.counts and capture.counts(disk))
 
@@ -242,13 +266,22 @@ def _clear_away(engine: Engine, uuid: str) -> None:
     for run in engine.journal.all():
         if run.uuid != uuid or run.kind != "backup":
             continue
-        if run.phase in ("copying", "copied", "open", "committed") and not run.error:
+        if run.phase == "committed":
+            # Its point is there. What it could not tidy up since is ours from now on.
+            run.superseded = True
+            engine.journal.write(run)
+        elif run.phase in ("copying", "copied", "open") and not run.error:
             raise DomainBusy(
                 f"Domain {run.domain} is being backed up by task {run.task_id}, which its worker "
                 "is about to take up again.",
                 f"Wait for it, or stop it with `virtvault cancel {run.task_id}`.",
             )
-        Undo(engine, run).all()
+        elif run.phase != "undone":
+            try:
+                Undo(engine, run).all()
+            except RepositoryUnusable as error:
+                # QEMU is as it was; files in a repository that is away wait for it.
+                log.warning("task %s: %s", run.task_id, error)
 
 
 def _mark_failed(engine: Engine, task_id: str, error: BaseException) -> None:
@@ -267,11 +300,11 @@ def _done_before(
     engine: Engine, repository: DirectoryRepository | None, uuid: str, task_id: str
 ) -> BackupResult | ExportResult | None:
     """What this very task did in an earlier delivery."""
+    if engine.journal.read(task_id) is not None:
+        return None
     if repository is None:
         kept = engine.journal.finished(task_id)
         return schemas.load(ExportResult, kept) if kept else None
-    if engine.journal.read(task_id) is not None:
-        return None
     ending = tag_of(task_id)
     for point in repository.points(uuid):
         if point.id.endswith(ending) and point.task_id == task_id:

@@ -13,7 +13,14 @@ import time
 from pathlib import Path
 
 from virtvault import schemas
-from virtvault.errors import DomainStopped, JobFailed, VirtvaultError, WorkFailed
+from virtvault.errors import (
+    DomainStopped,
+    JobFailed,
+    MonitorError,
+    NotReachable,
+    VirtvaultError,
+    WorkFailed,
+)
 from virtvault.models import BackupRequest, DiskProgress, ExportedDisk, ExportResult
 from workers import isolation
 from workers.capture.begin import Begin
@@ -71,11 +78,15 @@ class Export:
             except VirtvaultError as later:
                 log.error("task %s: not all is undone yet: %s", self.run.task_id, later)
             raise
+        self.engine.journal.remember(self.run.task_id, schemas.dump(result))
+        return self.closed(result)
+
+    def closed(self, result: ExportResult) -> ExportResult:
+        """Take everything out of QEMU again; the result is kept already."""
         # From here on what is left to undo is anybody's, should we be killed.
         self.run.error = "closed by hand"
         self.engine.journal.write(self.run)
-        self.engine.journal.remember(self.run.task_id, schemas.dump(result))
-        undo.all()
+        Undo(self.engine, self.run).all()
         return result
 
     # -- the story ----------------------------------------------------------------------------
@@ -91,12 +102,20 @@ class Export:
             plan=lambda _capture, _disk: DiskPlan("none", counts=False),
             store=lambda _xml: None,
             under_way="captured",
-        ).go()
+        ).go().close()
         let_run(self.engine, self.run)
         monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
         try:
             socket = self.targets.served(qemu_uid(monitor.xml()))
-            isolation.serve(monitor, socket, [Names(self.run.tag, t) for t in self.run.targets])
+            self.run.serving = True
+            self.engine.journal.write(self.run)
+            try:
+                monitor.execute("nbd-server-start", addr=isolation.unix(socket))
+            except MonitorError:
+                # Somebody else's, most likely; certainly not ours to stop.
+                self.run.serving = False
+                raise
+            isolation.serve(monitor, [Names(self.run.tag, t) for t in self.run.targets])
         finally:
             monitor.close()
         self.run.phase = "open"
@@ -129,7 +148,11 @@ class Export:
         while not wish.exists():
             if self.ties.stopping():
                 raise Detached
-            self._look(urls)
+            try:
+                self._look(urls)
+            except NotReachable as error:
+                # libvirtd restarts do not touch QEMU, nor who reads from it.
+                log.info("task %s: not looked after now: %s", self.run.task_id, error)
             self._sample()
             until = time.monotonic() + LOOK
             while time.monotonic() < until and not wish.exists() and not self.ties.stopping():
@@ -141,13 +164,19 @@ class Export:
         capture = again(self.engine, self.run, self.targets)
         capture.close()
         for target, url in urls.items():
-            done = subprocess.run(
-                ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", url],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=self.engine.settings.stall_seconds,
-            )
+            try:
+                done = subprocess.run(
+                    ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", url],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=self.engine.settings.stall_seconds,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise JobFailed(
+                    f"The export of disk {target} of domain {self.run.domain} does not answer.",
+                    "See whether its QEMU hangs.",
+                ) from error
             if done.returncode == 0 and "failed" not in done.stdout + done.stderr:
                 continue
             if not self.engine.hypervisor.is_active(self.run.uuid):

@@ -41,6 +41,10 @@ STATES = {
 }
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
+# Seconds until a start counts as hung: large memory, passed-through devices and slow storage take
+# their time, and a start that goes on behind our back would leave the domain standing.
+START_SECONDS = 600.0
+
 _loop_lock = threading.Lock()
 _loop_started = False
 
@@ -98,11 +102,17 @@ class Hypervisor:
             self._connection = opened
             return opened
 
-    def call(self, what: str, function: Callable[[libvirt.virConnect], T]) -> T:
-        """Run ``function`` on the connection with the time limit, libvirt's errors made ours."""
+    def call(
+        self, what: str, function: Callable[[libvirt.virConnect], T], seconds: float = 0.0
+    ) -> T:
+        """Run ``function`` on the connection, libvirt's errors made ours.
+
+        :param seconds: the time limit; 0 for that of a QMP command.
+        """
         connection = self.connection()
+        limit = seconds or self.settings.qmp_timeout
         try:
-            return limited(lambda: function(connection), self.settings.qmp_timeout, what)
+            return limited(lambda: function(connection), limit, what)
         except libvirt.libvirtError as error:
             raise _translated(error, what) from error
 
@@ -193,22 +203,28 @@ class Hypervisor:
         self.call(
             "start of the domain",
             lambda c: c.lookupByUUIDString(uuid).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED),
+            START_SECONDS,
         )
 
     def resume(self, uuid: str) -> None:
-        """Let a paused domain run."""
-        self.call("resume of the domain", lambda c: c.lookupByUUIDString(uuid).resume())
+        """Let a paused domain run; one that somebody else has let run is left alone."""
+
+        def resume(connection: libvirt.virConnect) -> None:
+            domain = connection.lookupByUUIDString(uuid)
+            if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
+
+        self.call("resume of the domain", resume)
 
     def end_unstarted(self, uuid: str) -> None:
-        """End a domain that :meth:`start_paused` started and that has not run; others stay."""
-
-        def end(connection: libvirt.virConnect) -> None:
-            domain = connection.lookupByUUIDString(uuid)
-            if domain.isActive() and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
-                domain.destroy()
-
-        with contextlib.suppress(DomainStopped):
-            self.call("end of the domain", end)
+        """End a domain that :meth:`start_paused` started and that has never run; others stay."""
+        try:
+            monitor = self.monitor(self.domain(uuid))
+            # QEMU's word for CPUs that have not run one instruction: `paused` ones have.
+            if monitor.execute("query-status")["status"] == "prelaunch":
+                self.call("end of the domain", lambda c: c.lookupByUUIDString(uuid).destroy())
+        except (DomainStopped, UnknownDomain):
+            return
 
     def watch_start(self, uuid: str) -> StartWatch:
         """Watch from now on whether a domain is started."""

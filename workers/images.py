@@ -12,7 +12,7 @@ from pathlib import Path
 from virtvault.errors import InvalidRequest, RepositoryUnusable
 from virtvault.models import BackingImage
 
-__all__ = ["punch_holes", "require_own_backing", "require_unchanged"]
+__all__ = ["is_whole_file", "punch_holes", "require_own_backing", "require_unchanged"]
 
 
 def require_own_backing(chain: tuple[Path, ...], outside: str = "") -> None:
@@ -44,6 +44,21 @@ def require_own_backing(chain: tuple[Path, ...], outside: str = "") -> None:
             )
 
 
+def is_whole_file(path: str) -> bool:
+    """Whether an image is one regular file, which tells when it was written to."""
+    return Path(path).is_file() and not _data_file(path)
+
+
+def _data_file(path: str) -> str:
+    """The other file a qcow2 image has its data in, or empty. Nothing but its header is read."""
+    with open(path, "rb") as file:
+        # Magic, and bit 2 of the incompatible features: qcow2's specification.
+        header = file.read(80)
+    if header[:4] != b"QFI\xfb" or int.from_bytes(header[4:8]) < 3:
+        return ""
+    return "another file" if int.from_bytes(header[72:80]) & 4 else ""
+
+
 def require_unchanged(point: str, backing: tuple[BackingImage, ...], roots: Sequence[str]) -> None:
     """See that the images outside the repository that a ``top`` needs are what they were.
 
@@ -66,6 +81,11 @@ def require_unchanged(point: str, backing: tuple[BackingImage, ...], roots: Sequ
                 f"Point {point} (sync top) needs {path}: {error.strerror}.",
                 "Put that image back, with its time of last change, or use another point.",
             ) from error
+        if image.format == "qcow2" and _data_file(str(path)):
+            raise RepositoryUnusable(
+                f"Point {point} (sync top) needs {path}, which has its data in another file.",
+                "Use another point.",
+            )
         if (entry.st_size, entry.st_mtime_ns) != (image.length, image.modified):
             raise RepositoryUnusable(
                 f"Point {point} (sync top) needs {path}, which was written to since: together they "

@@ -17,6 +17,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from virtvault.errors import MonitorError, WorkFailed
 from workers.disks import FILTER, Disk, Graph, active_node, named_nodes
@@ -35,6 +36,7 @@ __all__ = [
     "serve",
     "stop_serving",
     "swap_in",
+    "unix",
 ]
 
 # The bitmap on the snapshot node that says what an incremental copies.
@@ -146,9 +148,13 @@ def add_snapshot(
         )
 
 
-def serve(monitor: Monitor, socket: str, every: Sequence[Names]) -> None:
-    """Export the snapshot nodes read-only through QEMU's own NBD server."""
-    monitor.execute("nbd-server-start", addr={"type": "unix", "data": {"path": socket}})
+def unix(socket: str) -> dict[str, Any]:
+    """A unix socket as QMP's SocketAddressLegacy."""
+    return {"type": "unix", "data": {"path": socket}}
+
+
+def serve(monitor: Monitor, every: Sequence[Names]) -> None:
+    """Export the snapshot nodes read-only through QEMU's own NBD server, which runs."""
     for names in every:
         monitor.execute(
             "block-export-add",
@@ -161,7 +167,7 @@ def serve(monitor: Monitor, socket: str, every: Sequence[Names]) -> None:
 
 
 def stop_serving(monitor: Monitor, every: Sequence[Names]) -> None:
-    """Take the exports out of QEMU, whoever still reads them, and the server with the last."""
+    """Take our exports out of QEMU, whoever still reads them, and the server of ours."""
     ours = {names.snapshot for names in every}
     there = {e["id"] for e in monitor.execute("query-block-exports")}
     for export in there & ours:
@@ -170,7 +176,7 @@ def stop_serving(monitor: Monitor, every: Sequence[Names]) -> None:
         if not {e["id"] for e in monitor.execute("query-block-exports")} & ours:
             break
         time.sleep(0.02)
-    if there and there <= ours:
+    if there <= ours:
         with contextlib.suppress(MonitorError):
             monitor.execute("nbd-server-stop")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from workers.bitmap_names import OurBitmap
 
 __all__ = ["Journal", "Run", "durable_write", "sync_directory"]
 
+
+log = logging.getLogger(__name__)
 
 TASK_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,149}")
 # Seconds; as long as Celery keeps results.
@@ -36,8 +39,9 @@ class Run:
     ``phase``: ``planned`` → ``standing`` (nodes and bitmaps are being made in QEMU) → ``instant``
     (the guest may be paused by us) → ``copying`` (all jobs were started) → ``copied`` (all ended
     well and their images are flushed) → ``committed``; or ``undoing``. A snapshot export is
-    ``open`` where a backup is copying. ``way`` is the capture's name. ``error`` is set once the
-    run has failed: what is left to undo is then anybody's to undo. ``repository_id`` is in the
+    ``captured`` and then ``open`` where a backup is copying. Of a run that is ``undone`` only files
+    in a repository that was away are left. ``error`` is set once the run has failed: what is left
+    to undo is then anybody's to undo. ``way`` is the capture's name. ``repository_id`` is in the
     new bitmaps' names and ``partial`` the point's directory: undoing needs no repository that can
     be opened.
     """
@@ -60,6 +64,10 @@ class Run:
     way: str = ""
     # We started the domain for this run, and it has not been let run yet.
     unstarted: bool = False
+    # We started QEMU's NBD server for this run.
+    serving: bool = False
+    # A later run of the domain has begun: the old bitmaps are its to remove.
+    superseded: bool = False
 
     def bitmap(self, target: str) -> OurBitmap:
         """The bitmap that counts from this run's point on a disk."""
@@ -85,10 +93,17 @@ class Journal:
         durable_write(self._path(run.task_id), json.dumps(asdict(run), indent=1))
 
     def read(self, task_id: str) -> Run | None:
-        """The run of a task, None where it has none in flight."""
+        """The run of a task, None where it has none in flight, or none that can be read."""
+        path = self._path(task_id)
         try:
-            return Run(**json.loads(self._path(task_id).read_text()))
+            text = json.loads(path.read_text())
+            # What a later version knows besides is not needed to undo what it began.
+            known = {field.name for field in fields(Run)}
+            return Run(**{key: value for key, value in text.items() if key in known})
         except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, AttributeError) as error:
+            log.error("%s cannot be read, its run is left alone: %s", path, error)
             return None
 
     def forget(self, task_id: str) -> None:

@@ -150,9 +150,12 @@ def _disk(element: ElementTree.Element, tag: str) -> Disk:
         return replace(
             disk, fault=f"a {kind} disk can be read only through the QEMU of the running domain"
         )
+    if source.find("slices") is not None:
+        return replace(disk, source=path, fault="it is a slice of its file")
     layers: list[Layer] = []
     try:
         infos = _chain(path, disk.format)
+        _require_same_chain(element, infos)
     except WorkFailed as error:
         return replace(disk, source=path, fault=error.message.rstrip("."))
     for number, info in enumerate(infos):
@@ -200,6 +203,27 @@ def _chain(path: str, format_: str) -> list[dict[str, Any]]:
             raise WorkFailed(f"{path} is backed by itself.")
         path, format_ = below, info.get("backing-filename-format", "")
     return found
+
+
+def _require_same_chain(element: ElementTree.Element, infos: Sequence[Mapping[str, Any]]) -> None:
+    """See that the XML, where it says what lies below, says what the images' headers do.
+
+    QEMU goes by the XML when libvirt starts it.
+
+    :raises WorkFailed: it does not.
+    """
+    told = element.find("backingStore")
+    for info in infos[1:] if told is not None else ():
+        source = told.find("source") if told is not None else None
+        named = source.get("file") or source.get("dev") if source is not None else None
+        if named != info["filename"]:
+            raise WorkFailed(
+                f"its XML has {named or 'nothing'} where its image's header has "
+                f"{info['filename']} as backing image."
+            )
+        told = told.find("backingStore") if told is not None else None
+        if told is None:
+            return
 
 
 def _bitmaps(info: Mapping[str, Any]) -> dict[str, Bitmap]:

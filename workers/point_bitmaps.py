@@ -20,8 +20,10 @@ __all__ = ["clear_user_bitmap", "remove_bitmap", "remove_bitmaps"]
 def remove_bitmaps(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
     """Remove bitmaps from a domain's disks, in QEMU or, where it is shut off, in the images.
 
+    :raises UnknownDomain: it is not defined any more.
     :raises VirtvaultError: not all of them could be removed.
     """
+    engine.hypervisor.domain(uuid)
     for attempt in range(3):
         active = engine.hypervisor.is_active(uuid)
         try:
@@ -64,7 +66,8 @@ def clear_user_bitmap(engine: Engine, run: Run, name: str, covered: set[str]) ->
         for disk in offline.discover(engine.hypervisor.inactive_xml(run.uuid)):
             since = run.bitmap(disk.target).since
             there = disk.layers[0].bitmaps if disk.layers else {}
-            if disk.target in covered and since in there and name in there:
+            mark = there.get(name)
+            if disk.target in covered and since in there and mark and not mark.trouble:
                 offline.change_bitmaps(disk.source, "--clear", "--merge", since, name)
         return
     monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
@@ -73,7 +76,9 @@ def clear_user_bitmap(engine: Engine, run: Run, name: str, covered: set[str]) ->
             since = run.bitmap(disk.target).since
             # An overlay put on top meanwhile has both bitmaps too, and the images below theirs.
             nodes = [layer.node for layer in disk.layers if since in layer.bitmaps]
-            if disk.target in covered and nodes and name in disk.layers[0].bitmaps:
+            mark = disk.layers[0].bitmaps.get(name) if disk.layers else None
+            # One that cannot be cleared any more marks too much, which does no harm.
+            if disk.target in covered and nodes and mark and not mark.trouble:
                 across = monitor.capabilities.merge == "any node"
                 sources = [{"node": n, "name": since} if across else since for n in nodes]
                 _make(monitor, disk.node, name, sources)

@@ -30,6 +30,7 @@ from workers.isolation import Names
 from workers.journal import Run
 from workers.point_bitmaps import clear_user_bitmap, remove_bitmap, remove_bitmaps
 from workers.repository import DirectoryRepository, open_repository
+from workers.repository.directory import IDENTITY
 from workers.targets import Targets
 
 __all__ = ["Undo", "settle", "tidy"]
@@ -60,7 +61,7 @@ class Undo:
             # writes go on, since a broken snapshot is nothing to them. A guest that is not set
             # apart would see its own writes fail, so there the jobs end first.
             self.targets.kill()
-        if self.run.phase != "planned":
+        if self.run.phase not in ("planned", "undone"):
             self.in_qemu(keep_bitmap=False)
         elif self.run.way == "offline":
             self._end_daemon()
@@ -84,9 +85,10 @@ class Undo:
             domain = self.engine.hypervisor.domain(self.run.uuid)
             monitor = self.engine.hypervisor.monitor(domain)
         except (DomainStopped, UnknownDomain) as error:
-            # Nodes, jobs and filters ended with QEMU; a bitmap it stored in an image counts from
-            # a point that will never be, and goes with the next backup.
+            # Nodes, jobs and filters ended with QEMU; what it stored of bitmaps is in the images.
             log.info("task %s: nothing to take out of QEMU: %s", self.run.task_id, error)
+            if not keep_bitmap:
+                self._remove_stored_bitmaps()
             return
         try:
             if self.run.phase == "instant" and self.run.was_running:
@@ -100,6 +102,8 @@ class Undo:
             if self.engine.hypervisor.is_active(self.run.uuid):
                 raise
             log.info("task %s: domain ended meanwhile: %s", self.run.task_id, error)
+            if not keep_bitmap:
+                self._remove_stored_bitmaps()
         finally:
             monitor.close()
 
@@ -117,7 +121,7 @@ class Undo:
                 "The worker tries again; see the QEMU log of the domain.",
             )
         jobs.dismiss(monitor, ours)
-        if self.run.request.get("sync") == "none":
+        if self.run.serving:
             isolation.stop_serving(monitor, every)
         for names in every:
             isolation.remove_snapshot(monitor, names)
@@ -137,7 +141,15 @@ class Undo:
             return
         self.run.phase = "undoing"
         self.engine.journal.write(self.run)
-        remove_bitmaps(self.engine, self.run.uuid, self._is_new)
+        self._remove_stored_bitmaps()
+
+    def _remove_stored_bitmaps(self) -> None:
+        try:
+            # The parent's used spare before what tells that it was used.
+            remove_bitmaps(self.engine, self.run.uuid, self._is_spent)
+            remove_bitmaps(self.engine, self.run.uuid, self._is_new)
+        except UnknownDomain as error:
+            log.info("task %s: no images to take bitmaps out of: %s", self.run.task_id, error)
 
     def _end_daemon(self) -> None:
         daemon = daemon_of(self.engine, self.run)
@@ -172,8 +184,18 @@ class Undo:
     def _remove_partial(self) -> None:
         if not self.run.partial:
             return
+        partial = Path(self.run.partial)
+        root = partial.parents[1]
+        if not (root / IDENTITY).exists():
+            # Not mounted now: what is not there to be seen is not removed.
+            self.run.phase = "undone"
+            self.engine.journal.write(self.run)
+            raise RepositoryUnusable(
+                f"The repository at {root} is not there; {partial.name} is removed when it is.",
+                "Mount it; the worker tries again.",
+            )
         try:
-            shutil.rmtree(self.run.partial)
+            shutil.rmtree(partial)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -213,7 +235,9 @@ def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Poi
     try:
         if name := run.request.get("bitmap"):
             clear_user_bitmap(engine, run, name, covered)
-        if run.way == "offline" or engine.hypervisor.is_active(run.uuid):
+        if run.superseded:
+            log.info("point %s: a later backup removes old bitmaps", point.id)
+        elif run.way == "offline" or engine.hypervisor.is_active(run.uuid):
             remove_bitmaps(engine, run.uuid, is_old)
         else:
             log.info("old bitmaps of domain %s stay until its next backup", run.domain)

@@ -39,8 +39,11 @@ class Begin:
     store: Callable[[str], None]
     under_way: str
 
-    def go(self) -> None:
-        """Plan, open targets, make new bitmaps, take the instant, start the jobs."""
+    def go(self) -> Capture:
+        """Plan, open targets, make new bitmaps, take the instant, start the jobs.
+
+        Gives the way it was captured, which the caller closes.
+        """
         self.ties.step("preparing")
         self.ties.check(self.engine.journal)
         if self.request.start_paused:
@@ -52,8 +55,10 @@ class Begin:
             self.run.way, self.run.targets = capture.name, []
             self.engine.journal.write(self.run)
             self._capture(capture)
-        finally:
+        except BaseException:
             capture.close()
+            raise
+        return capture
 
     def _capture(self, capture: Capture) -> None:
         run, journal = self.run, self.engine.journal

@@ -46,6 +46,7 @@ class Offline:
         self._daemon = daemon_of(engine, run)
         self._monitor: StorageDaemonMonitor | None = None
         self._watch: StartWatch | None = None
+        self._seen: dict[str, list[int]] = {}
 
     def xml(self) -> str:
         """The XML the domain will be started with."""
@@ -98,6 +99,8 @@ class Offline:
                 witness.store(disk, new, self.targets.spare())
                 if self.run.request["bitmap"]:
                     offline.change_bitmaps(disk.source, "--add", new.since)
+        # Before the images are opened: what the daemon has read of them must still be so later.
+        self._seen = offline.witness(chosen)
         self.check()
         for disk in chosen:
             self._open(disk)
@@ -138,7 +141,8 @@ class Offline:
                     speed=speed,
                 )
             )
-        self.run.draft["witness"] = offline.witness(chosen)
+        self.run.draft["witness"] = self._seen
+        self.check()
         monitor.execute("transaction", actions=actions)
 
     def notes(self) -> list[str]:
@@ -169,7 +173,7 @@ class Offline:
                 f"Domain {self.run.domain} was started while it was being backed up.",
                 "Back it up again: its bitmaps have kept everything.",
             )
-        seen = self.run.draft.get("witness", {})
+        seen = self.run.draft.get("witness", self._seen)
         for changed in offline.changed(seen):
             raise DomainStarted(
                 f"{changed} was written to while it was being backed up: domain "
