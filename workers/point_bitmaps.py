@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from workers.journal import Run
 
 __all__ = ["clear_user_bitmap", "remove_bitmap", "remove_bitmaps"]
 
+TRIES = 5
+
 
 def remove_bitmaps(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
     """Remove bitmaps from a domain's disks, in QEMU or, where it is shut off, in the images.
@@ -24,18 +27,18 @@ def remove_bitmaps(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]
     :raises VirtvaultError: not all of them could be removed.
     """
     engine.hypervisor.domain(uuid)
-    for attempt in range(3):
-        active = engine.hypervisor.is_active(uuid)
+    for attempt in range(TRIES):
         try:
-            if active:
+            if engine.hypervisor.is_active(uuid):
                 _remove_in_qemu(engine, uuid, which)
             else:
                 _remove_in_images(engine, uuid, which)
             return
         except VirtvaultError:
             # Started or shut off in between: then the other way is the right one.
-            if attempt == 2 or engine.hypervisor.is_active(uuid) == active:
+            if attempt + 1 == TRIES:
                 raise
+            time.sleep(0.3)
 
 
 def _remove_in_qemu(engine: Engine, uuid: str, which: Callable[[Disk, str], bool]) -> None:
