@@ -20,6 +20,7 @@ from workers.disks import Bitmap, Disk, Layer, elements, why_left_out
 from workers.monitor import Monitor
 
 __all__ = [
+    "allocated",
     "change_bitmaps",
     "changed",
     "discover",
@@ -28,6 +29,10 @@ __all__ = [
     "witness",
     "write",
 ]
+
+
+# Bytes; the granularity of our bitmaps and the usual cluster of qcow2.
+GRANULE = 65536
 
 
 def discover(xml: str, tag: str = "") -> list[Disk]:
@@ -77,6 +82,27 @@ def change_bitmaps(image: str, *operations: str) -> None:
             "Try again; while the domain runs it is backed up live.",
         )
     raise WorkFailed(f"Bitmap {name} on {image}: {said}.", "See whether the image is sound.")
+
+
+def allocated(image: str) -> int:
+    """The bytes that a qcow2 image itself has, not its backing, rounded out to :data:`GRANULE`.
+
+    :raises WorkFailed: it cannot be read.
+    """
+    done = subprocess.run(
+        ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", image],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise WorkFailed(f"{done.stderr.strip().removeprefix('qemu-img: ')}.")
+    granules: set[int] = set()
+    for part in json.loads(done.stdout):
+        if part["depth"] == 0 and part.get("present", True):
+            first, end = part["start"], part["start"] + part["length"]
+            granules.update(range(first // GRANULE, -(-end // GRANULE)))
+    return len(granules) * GRANULE
 
 
 def write(image: str, ranges: Iterable[tuple[int, int]]) -> None:

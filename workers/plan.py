@@ -163,8 +163,14 @@ def _sources(
         )
     if reached:
         return tuple(found), evidence, ""
-    lost = "the image" if parent.witness else f"image {parent.source}"
-    return (), None, f"{lost}, active at the point, is not in the backing chain any more"
+    if parent.witness:
+        lost = (
+            "no image has the witness of the parent's bitmap any more: it was pulled, copied, or "
+            "removed by somebody"
+        )
+    else:
+        lost = f"image {parent.source}, active at the point, is not in the backing chain any more"
+    return (), None, lost
 
 
 def _full(reason: str) -> DiskPlan:

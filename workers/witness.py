@@ -9,7 +9,7 @@ what the witness has, nothing was taken from the bitmap. It costs each increment
 The witness also tells which image was the active one at its point: libvirt and QEMU carry bitmaps
 that record on to a new overlay, and never those that are disabled.
 
-Not told: a bitmap that was disabled for a while, and one that both were cleared of and given back.
+Not told: a bitmap that was disabled for a while, with writes in between.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from workers.monitor import Monitor
 from workers.plan import Evidence
 from workers.repository.directory import create_image
 
-__all__ = ["GRANULARITY", "actions", "marked", "seed", "store", "trouble", "unseed"]
+__all__ = ["GRANULARITY", "actions", "foreign", "marked", "seed", "store", "trouble", "unseed"]
 
 log = logging.getLogger(__name__)
 
 # Bytes; QEMU's default for what has clusters of 64 KiB or none.
-GRANULARITY = 65536
+GRANULARITY = offline.GRANULE
 SEED = "seed"
 CHECK = "virtvault-check"
 
@@ -134,6 +134,26 @@ def trouble(monitor: Monitor, evidence: Evidence | None) -> str:
     # One that records may have grown between the merge and the look, never shrunk.
     if counts[CHECK] > counts[evidence.bitmap]:
         return "the parent's bitmap was cleared, or removed and made anew, by somebody"
+    return ""
+
+
+def foreign(monitor: Monitor, disk: Disk, evidence: Evidence | None) -> str:
+    """Why the images put on top since the point have more in them than the guest wrote, or empty.
+
+    All that such an image has itself was written to it while it recorded, unless another was
+    pulled into it (``block-stream``) whose own bitmap is gone with it.
+    """
+    if evidence is None:
+        return ""
+    for layer in disk.layers:
+        if layer.node == evidence.node:
+            break
+        if layer.driver != "qcow2" or not Path(layer.filename).is_file():
+            continue
+        # The image first: what is written between the two looks may be in the bitmap alone.
+        there = offline.allocated(layer.filename)
+        if there > _counts(monitor, layer.node)[evidence.bitmap]:
+            return f"image {layer.filename} has more in it than was written to it since the point"
     return ""
 
 

@@ -11,6 +11,7 @@ import libvirt
 
 from tests.integration.conftest import MIB
 from tests.integration.scenes import (
+    bitmaps,
     block_jobs,
     disk_of,
     image_of,
@@ -22,6 +23,7 @@ from tests.lab import DiskSpec, Guest, assert_same
 from tests.lab.domain import own
 from virtvault.models import BackupRequest, BackupResult
 from workers.backup import backup
+from workers.bitmap_names import PREFIX, WITNESS
 from workers.engine import Engine, Ties
 
 DISK = "vda"
@@ -47,7 +49,7 @@ class Scene:
             self.guest.qemu_io(target, f"write -P {200 + number} 0 {SIZE}")
 
     def write(self) -> None:
-        """Data, zeroes and a discard over old data, where no other round writes.
+        """Data and a discard over old data, where no other round writes.
 
         What is written tells the round and the disk.
         """
@@ -56,8 +58,6 @@ class Scene:
         for number, target in enumerate(self.targets()):
             value = 10 * self._rounds + number
             self.guest.qemu_io(target, f"write -P {value} {at} 128k")
-            self.guest.qemu_io(target, f"write -P {value} {at + 700 * KIB} 512")
-            self.guest.qemu_io(target, f"write -z {at + 256 * KIB} 64k")
             self.guest.qemu_io(target, f"discard {at + 384 * KIB} 64k")
 
     def point(self) -> BackupResult:
@@ -78,6 +78,14 @@ class Scene:
         """Every disk of every point is byte for byte what the guest saw at its instant."""
         for result, target, reference in self._references:
             assert_same(image_of(self.engine, result, target), "qcow2", reference, "qcow2")
+
+    def assert_bitmaps_of_the_last_point(self) -> None:
+        """Each disk's active image has of ours what counts from the last point, and no more."""
+        found = bitmaps(self.guest)
+        for disk in self.points[-1].disks:
+            node = f"{node_of(self.guest, disk.target)}/"
+            ours = {n.removeprefix(node) for n in found if n.startswith(f"{node}{PREFIX}")}
+            assert ours == {disk.bitmap, f"{disk.bitmap}.{WITNESS}"}
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -112,6 +120,11 @@ class Scene:
         """The disk's bitmap that counts from the last point."""
         return disk_of(self.points[-1], DISK).bitmap
 
+    @property
+    def witness(self) -> str:
+        """What stands beside :attr:`bitmap` to tell whether it is still whole."""
+        return f"{self.bitmap}.{WITNESS}"
+
     def path(self, name: str) -> Path:
         """A file that the guest's QEMU may open, removed with the guest."""
         return self.guest.directory / f"{self.guest.name}-{name}"
@@ -145,14 +158,14 @@ class Scene:
         if said:
             raise RuntimeError(said)
 
-    def on_bitmap(self, command: str, **more: Any) -> None:
-        """A ``block-dirty-bitmap-`` command on our bitmap, as somebody else may send it."""
-        self.guest.qmp(
-            f"block-dirty-bitmap-{command}",
-            node=node_of(self.guest, DISK),
-            name=self.bitmap,
-            **more,
-        )
+    def on_bitmap(self, command: str, *names: str, **more: Any) -> None:
+        """A ``block-dirty-bitmap-`` command, as somebody else may send it, on our bitmap.
+
+        Or on others of the disk's, where they are named.
+        """
+        node = node_of(self.guest, DISK)
+        for name in names or (self.bitmap,):
+            self.guest.qmp(f"block-dirty-bitmap-{command}", node=node, name=name, **more)
 
     def new_image(self, name: str, *options: str | Path) -> Path:
         """An empty qcow2 image that QEMU may open."""
@@ -192,9 +205,10 @@ class Scene:
         self.await_ready()
 
     def commit(self) -> None:
-        """libvirt's commit of the active image, with pivot."""
+        """libvirt's commit of the active image, with pivot; the guest writes until then."""
         before = len(self.chain())
         self.begin_commit()
+        self.write()
         self.pivot()
         assert len(self.chain()) < before
 
@@ -214,7 +228,7 @@ class Scene:
         assert self.chain()[1:] == ([str(base)] if base else [])
 
     def copy(self, destination: Path, flags: int = 0) -> None:
-        """libvirt's copy to another image, with pivot."""
+        """libvirt's copy to another image, with pivot; the guest writes until then."""
         self.guest.domain.blockCopy(
             DISK,
             f"<disk type='file'><driver type='qcow2'/><source file='{destination}'/></disk>",
@@ -222,6 +236,7 @@ class Scene:
             flags | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB,
         )
         self.await_ready()
+        self.write()
         self.pivot()
         assert self.chain()[0] == str(destination)
 

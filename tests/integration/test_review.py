@@ -144,7 +144,7 @@ def test_what_fails_after_the_commit_undoes_nothing(
         raise NotReachable("libvirt does not answer.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "drop_old_bitmaps", away)
+        patch.setattr(recovery, "remove_bitmaps", away)
         chain.take()
     (run,) = engine.journal.all()
     assert run.phase == "committed"

@@ -236,4 +236,4 @@ def test_the_witness_tells_which_image_was_active_whatever_its_file_is_called_no
 def test_a_point_whose_witness_is_gone_is_not_built_on() -> None:
     plan = decide(WITH_FIRST, "auto", REPOSITORY, {FIRST: with_witness(FIRST)})
     assert plan.sync == "full"
-    assert plan.reason.startswith("the image, active at the point, is not in the backing chain")
+    assert plan.reason.startswith("no image has the witness of the parent's bitmap any more")

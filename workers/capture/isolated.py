@@ -52,7 +52,9 @@ class Isolated:
 
     def veto(self, disk: Disk, plan: DiskPlan) -> str:
         """See :class:`workers.capture.way.Capture`."""
-        return witness.trouble(self._monitor, plan.evidence)
+        return witness.trouble(self._monitor, plan.evidence) or witness.foreign(
+            self._monitor, disk, plan.evidence
+        )
 
     def counts(self, disk: Disk) -> bool:
         """See :class:`workers.capture.way.Capture`."""

@@ -78,7 +78,9 @@ class Offline:
             return ""
         self._open(disk)
         try:
-            return witness.trouble(self.monitor(), plan.evidence)
+            return witness.trouble(self.monitor(), plan.evidence) or witness.foreign(
+                self.monitor(), disk, plan.evidence
+            )
         finally:
             for layer in disk.layers:
                 isolation.remove_node(self.monitor(), layer.node)
