@@ -315,7 +315,8 @@ def _done_before(
 def _busy(name: str, run: Run | None, held: HeldElsewhere) -> DomainBusy:
     """Name what is under way on the domain: its jobs exclude others on the same disks."""
     if run is None:
-        return DomainBusy(f"Domain {name} is being backed up by task {held.holder}.", held.mend)
+        # Not a run that the journal has: housekeeping, or one in its first moment.
+        return DomainBusy(f"Domain {name} is held by {held.holder} now.", "Try again in a moment.")
     exported = run.request.get("sync") == "none"
     what = "exported" if exported else "backed up"
     names = [] if exported else [Names(run.tag, target).job for target in run.targets]

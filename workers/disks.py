@@ -47,6 +47,8 @@ class Bitmap:
     persistent: bool
     inconsistent: bool
     granularity: int
+    # Bytes marked; 0 where it is not known (images of a domain that is shut off).
+    count: int = 0
 
     @property
     def trouble(self) -> str:
@@ -331,6 +333,7 @@ def _bitmaps(entry: dict[str, Any]) -> dict[str, Bitmap]:
             persistent=b.get("persistent", False),
             inconsistent=b.get("inconsistent", False),
             granularity=b["granularity"],
+            count=b.get("count", 0),
         )
         for b in entry.get("dirty-bitmaps", ())
         if "name" in b

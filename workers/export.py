@@ -103,7 +103,6 @@ class Export:
             store=lambda _xml: None,
             under_way="captured",
         ).go().close()
-        let_run(self.engine, self.run)
         monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
         try:
             socket = self.targets.served(qemu_uid(monitor.xml()))
@@ -141,6 +140,7 @@ class Export:
 
     def _tend(self) -> ExportResult:
         """Look after it until somebody closes it."""
+        let_run(self.engine, self.run)
         urls = {t: self.targets.served_url(t) for t in self.run.targets}
         self.ties.exports = urls
         self.ties.step("open", self.run.draft["instant"])
@@ -179,7 +179,7 @@ class Export:
                 ) from error
             if done.returncode == 0 and "failed" not in done.stdout + done.stderr:
                 continue
-            if not self.engine.hypervisor.is_active(self.run.uuid):
+            if self._domain_ends():
                 raise DomainStopped(
                     f"Domain {self.run.domain} ended, and the export of its disks with it.", ""
                 )
@@ -187,6 +187,15 @@ class Export:
                 f"The export of disk {target} of domain {self.run.domain} ended: {BROKEN}.",
                 "Give it a larger scratch_limit, or close exports sooner.",
             )
+
+    def _domain_ends(self) -> bool:
+        """Whether the domain has ended, or does within the moment that libvirt needs to tell."""
+        until = time.monotonic() + 2 * LOOK
+        while self.engine.hypervisor.is_active(self.run.uuid):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        return True
 
     def _sample(self) -> None:
         """What the scratch images hold, of what they may."""

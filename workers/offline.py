@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from virtvault.errors import WorkFailed
+from virtvault.errors import MonitorError, WorkFailed
 from workers.disks import Bitmap, Disk, Layer, elements, why_left_out
 from workers.monitor import Monitor
 
@@ -26,6 +26,7 @@ __all__ = [
     "discover",
     "is_block_device",
     "open_read_only",
+    "open_writable",
     "witness",
     "write",
 ]
@@ -61,6 +62,33 @@ def open_read_only(monitor: Monitor, layer: Layer, below: str | None) -> None:
     )
 
 
+def open_writable(monitor: Monitor, disk: Disk) -> None:
+    """Open the active image alone, to change its bitmaps: nobody else can while it is open.
+
+    :raises WorkFailed: somebody else has it open.
+    """
+    try:
+        monitor.execute(
+            "blockdev-add",
+            driver=disk.format,
+            node_name=disk.node,
+            file={
+                "driver": "host_device" if is_block_device(disk.source) else "file",
+                "filename": disk.source,
+            },
+            backing=None,
+        )
+    except MonitorError as error:
+        raise _in_use(disk.source) if "lock" in error.message else error from error
+
+
+def _in_use(image: str) -> WorkFailed:
+    return WorkFailed(
+        f"{image} is in use: its domain is just being started, or another program has it open.",
+        "Try again; while the domain runs it is backed up live.",
+    )
+
+
 def change_bitmaps(image: str, *operations: str) -> None:
     """Run ``qemu-img bitmap`` on a qcow2 image: ``("--add", NAME)``, ``("--remove", NAME)`` …
 
@@ -77,10 +105,7 @@ def change_bitmaps(image: str, *operations: str) -> None:
         return
     said = done.stderr.strip().removeprefix("qemu-img: ")
     if "lock" in said:
-        raise WorkFailed(
-            f"{image} is in use: its domain is just being started, or another program has it open.",
-            "Try again; while the domain runs it is backed up live.",
-        )
+        raise _in_use(image)
     raise WorkFailed(f"Bitmap {name} on {image}: {said}.", "See whether the image is sound.")
 
 
@@ -239,17 +264,37 @@ def _require_same_chain(element: ElementTree.Element, infos: Sequence[Mapping[st
     :raises WorkFailed: it does not.
     """
     told = element.find("backingStore")
-    for info in infos[1:] if told is not None else ():
-        source = told.find("source") if told is not None else None
-        named = source.get("file") or source.get("dev") if source is not None else None
-        if named != info["filename"]:
-            raise WorkFailed(
-                f"its XML has {named or 'nothing'} where its image's header has "
-                f"{info['filename']} as backing image."
-            )
-        told = told.find("backingStore") if told is not None else None
-        if told is None:
+    if told is None:
+        return
+    for info in (*infos[1:], None):
+        named, format_ = _named(told)
+        if info is None and named is None:
             return
+        if info is None or named is None or not _same(named, format_, info):
+            header = f"{info['filename']} ({info['format']})" if info else "nothing"
+            raise WorkFailed(
+                f"its XML has {f'{named} ({format_})' if named else 'nothing'} where the header of "
+                f"the image above has {header} as backing image."
+            )
+        below = told.find("backingStore")
+        if below is None:
+            return  # from here on QEMU goes by the headers
+        told = below
+
+
+def _named(told: ElementTree.Element) -> tuple[str | None, str]:
+    source, format_ = told.find("source"), told.find("format")
+    if source is None:
+        return None, ""
+    kind = format_.get("type", "raw") if format_ is not None else "raw"
+    return source.get("file") or source.get("dev") or "another host's image", kind
+
+
+def _same(named: str, format_: str, info: Mapping[str, Any]) -> bool:
+    try:
+        return format_ == info["format"] and Path(named).samefile(info["filename"])
+    except OSError:
+        return False
 
 
 def _bitmaps(info: Mapping[str, Any]) -> dict[str, Bitmap]:

@@ -8,7 +8,7 @@ full, and the reason goes into manifest and result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from virtvault.models import PointDisk
@@ -112,8 +112,8 @@ def _incremental(disk: Disk, repository_id: str, parents: Mapping[str, ParentDis
             )
         return _full("no bitmap since the last point: QEMU was killed, or somebody removed it")
     problems = []
-    # Usually there is one. Any that passes is right; the newest by its id copies least.
-    for point in sorted(known, reverse=True):
+    # Any that passes is right; the newest copies least.
+    for point in _newest_first(known, parents):
         parent = parents[point]
         if trouble := parent.trouble:
             problems.append(f"point {point} {trouble}")
@@ -130,6 +130,18 @@ def _incremental(disk: Disk, repository_id: str, parents: Mapping[str, ParentDis
             continue
         return DiskPlan("incremental", point, "", sources, evidence=evidence)
     return _full("; ".join(problems))
+
+
+def _newest_first(points: Iterable[str], parents: Mapping[str, ParentDisk]) -> list[str]:
+    """Points before those they stand on; where that does not tell, by their ids."""
+    points = list(points)
+    stood_on = set()
+    for point in points:
+        below = parents[point].disk.parent
+        while below and below not in stood_on:
+            stood_on.add(below)
+            below = parents[below].disk.parent if below in parents else ""
+    return sorted(points, key=lambda point: (point not in stood_on, point), reverse=True)
 
 
 def _sources(

@@ -69,8 +69,8 @@ class Undo:
         if self.run.unstarted:
             self.engine.hypervisor.end_unstarted(self.run.uuid)
             self.run.unstarted = False
-        self._remove_partial()
         self.targets.remove()
+        self._remove_partial()
         self.engine.journal.forget(self.run.task_id)
 
     def in_qemu(self, *, keep_bitmap: bool) -> None:
@@ -186,7 +186,7 @@ class Undo:
             return
         partial = Path(self.run.partial)
         root = partial.parents[1]
-        if not (root / IDENTITY).exists():
+        if not _there(root / IDENTITY):
             # Not mounted now: what is not there to be seen is not removed.
             self.run.phase = "undone"
             self.engine.journal.write(self.run)
@@ -217,6 +217,13 @@ class Undo:
                 monitor.agent("guest-fsfreeze-thaw", self.engine.settings.freeze_timeout)
 
 
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a stale or broken mount
+        return False
+
+
 def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Point) -> None:
     """After the commit: parents' bitmaps are not needed any more, nor is the journal."""
     # Only on the point's own disks: one that was left out, or stands beside the chain, needs its
@@ -235,11 +242,10 @@ def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Poi
     try:
         if name := run.request.get("bitmap"):
             clear_user_bitmap(engine, run, name, covered)
-        if run.superseded:
-            log.info("point %s: a later backup removes old bitmaps", point.id)
-        elif run.way == "offline" or engine.hypervisor.is_active(run.uuid):
+        if not run.superseded and engine.hypervisor.is_active(run.uuid):
             remove_bitmaps(engine, run.uuid, is_old)
         else:
+            # Where it is shut off its next backup opens the images for writing anyhow.
             log.info("old bitmaps of domain %s stay until its next backup", run.domain)
     except (DomainStopped, UnknownDomain) as error:
         log.info("old bitmaps of domain %s stay until its next backup: %s", run.domain, error)
@@ -254,7 +260,7 @@ def tidy(engine: Engine) -> None:
             continue
         try:
             # Held: a new run of that domain is just doing this itself.
-            with engine.journal.hold(run.uuid, run.task_id):
+            with engine.journal.hold(run.uuid, "housekeeping"):
                 if engine.journal.read(run.task_id) is None:
                     continue
                 if run.request.get("sync") == "none":

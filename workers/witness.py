@@ -30,7 +30,16 @@ from workers.monitor import Monitor
 from workers.plan import Evidence
 from workers.repository.directory import create_image
 
-__all__ = ["GRANULARITY", "actions", "foreign", "marked", "seed", "store", "trouble", "unseed"]
+__all__ = [
+    "GRANULARITY",
+    "actions",
+    "foreign",
+    "marked",
+    "seed",
+    "seed_from_file",
+    "trouble",
+    "unseed",
+]
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +104,19 @@ def actions(disk: Disk, new: OurBitmap, node: str) -> list[dict[str, Any]]:
     ]
 
 
-def store(disk: Disk, new: OurBitmap, directory: Path) -> None:
-    """Put the new bitmap and its witness into the image of a domain that is shut off."""
+def seed_from_file(monitor: Monitor, node: str, disk: Disk, directory: Path) -> None:
+    """The same as :func:`seed` in a storage daemon, which has no ``qemu-io`` to write with."""
     image = directory / f"seed-{disk.target}.qcow2"
     create_image(image, disk.virtual_size)
     offline.change_bitmaps(str(image), "--add", "-g", str(GRANULARITY), SEED)
     offline.write(str(image), _granules(disk.virtual_size))
-    marks = ("-g", str(GRANULARITY), "--merge", SEED, "-b", str(image), "-F", "qcow2")
-    offline.change_bitmaps(disk.source, "--add", *marks, new.name)
-    offline.change_bitmaps(disk.source, "--add", "--disable", *marks, new.witness)
-    image.unlink()
+    monitor.execute(
+        "blockdev-add",
+        driver="qcow2",
+        node_name=node,
+        read_only=True,
+        file={"driver": "file", "filename": str(image), "read-only": True},
+    )
 
 
 def trouble(monitor: Monitor, evidence: Evidence | None) -> str:

@@ -70,7 +70,8 @@ def test_a_full_clears_it_and_an_incremental_copies_what_it_marks_and_clears_it(
         if state == "shut off":
             guest.start()
         assert dirty(guest) == 0
-        assert_one_bitmap_per_disk(guest, result)
+        if state != "shut off":  # there the next backup takes the older out
+            assert_one_bitmap_per_disk(guest, result)
         assert_nothing_remains(engine, guest)
     chain.prove_all()
 

@@ -1,4 +1,4 @@
-"""What a review of the capture ways proved wrong, as tests of what holds now."""
+"""Kills, other hands and odd definitions, each of which a review once proved to go wrong."""
 
 from __future__ import annotations
 
@@ -49,11 +49,6 @@ from workers.journal import Journal, Run
 from workers.recovery import tidy
 
 RAW = DiskSpec("vda", "raw", 64 * MIB)
-
-
-def wrong(reason: str) -> pytest.MarkDecorator:
-    """A test of what should be and is not."""
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 class Killed(BaseException):
@@ -193,7 +188,6 @@ BELOW = """<backingStore type='file'><format type='{format}'/><source file='{bas
 <backingStore/></backingStore>"""
 
 
-@wrong("an XML that has more below than the header says, or in another format, is not noticed")
 @pytest.mark.parametrize("header", ["has no backing image", "has another format"])
 def test_a_backing_image_that_only_the_xml_knows_is_not_left_out(
     guest: Guest, points: TakePoints, engine: Engine, header: str
@@ -344,7 +338,6 @@ def test_a_repository_unmounted_at_the_undo_is_cleared_when_it_is_back(
     assert_nothing_remains(engine, guest)
 
 
-@wrong("local scratch images wait for the repository too")
 def test_scratch_is_given_back_though_the_repository_is_away(guest: Guest, engine: Engine) -> None:
     mount_point = Path(engine.settings.repositories["main"].path)
     away = mount_point.with_name("away")
@@ -356,7 +349,6 @@ def test_scratch_is_given_back_though_the_repository_is_away(guest: Guest, engin
     assert files(engine.settings.scratch) == []
 
 
-@wrong("OSError: shown as a bug, and no backup of the domain begins until it is gone")
 def test_a_repository_whose_server_died_is_an_error_of_ours(
     guest: Guest, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

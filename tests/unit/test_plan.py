@@ -198,6 +198,14 @@ def test_a_deeper_image_with_the_bitmap_counts_too_since_file_names_come_again()
     assert decide(unfit, "auto", REPOSITORY, again).sync == "full"
 
 
+def test_of_two_points_the_one_that_stands_on_the_other_is_the_newer_whatever_their_ids() -> None:
+    older, newer = "20260101T000000Z-ffffffff", "20260101T000000Z-00000000"
+    stands = ParentDisk(replace(parent(newer).disk, sync="incremental", parent=older))
+    both = disk(layer(BASE, bitmap(older), bitmap(newer)))
+    known = {older: parent(older), newer: stands}
+    assert decide(both, "auto", REPOSITORY, known).parent == newer
+
+
 def test_a_bitmaps_name_says_repository_point_disk_and_kind() -> None:
     ours = OurBitmap(REPOSITORY, FIRST, "vda")
     assert ours.name == f"virtvault.{REPOSITORY}.{FIRST}.vda"
@@ -221,9 +229,7 @@ def witness_of(point: str) -> Bitmap:
     return Bitmap(name, False, False, True, False, 65536)
 
 
-def test_the_witness_tells_which_image_was_active_whatever_its_file_is_called_now() -> (
-    None
-):
+def test_the_witness_tells_which_image_was_active_whatever_its_file_is_called_now() -> None:
     given = disk(
         layer(OVERLAY, bitmap(FIRST)), layer("/images/renamed", bitmap(FIRST), witness_of(FIRST))
     )

@@ -65,6 +65,9 @@ class Direct(Isolated):
                 return "the parent's spare bitmap is gone, or was used by a backup that failed"
             if trouble := bitmaps[parent.spare].trouble:
                 return f"the parent's spare bitmap {trouble}"
+            # Both have recorded the same since the same moment.
+            if bitmaps[parent.spare].count != bitmaps[parent.name].count:
+                return "the parent's two bitmaps differ: one was used, or changed by somebody"
             return ""
         return super().veto(disk, plan)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from virtvault.errors import DomainStarted, NotSupported
 from workers import isolation, offline, witness
-from workers.capture.way import Plans, backup_action
+from workers.bitmap_names import parse
+from workers.capture.way import Plans, backup_action, new_bitmap
 from workers.disks import Disk
 from workers.engine import Engine, now
 from workers.hypervisor import StartWatch
@@ -24,6 +26,10 @@ from workers.storage_daemon import StorageDaemon, StorageDaemonMonitor
 from workers.targets import Targets
 
 __all__ = ["Offline", "daemon_of"]
+
+
+def _removal(disk: Disk, name: str) -> dict[str, Any]:
+    return {"type": "block-dirty-bitmap-remove", "data": {"node": disk.node, "name": name}}
 
 
 def daemon_of(engine: Engine, run: Run) -> StorageDaemon:
@@ -97,10 +103,7 @@ class Offline:
         self._watch = self.engine.hypervisor.watch_start(self.run.uuid)
         for disk in chosen:
             if plans[disk.target].counts:
-                new = self.run.bitmap(disk.target)
-                witness.store(disk, new, self.targets.spare())
-                if self.run.request["bitmap"]:
-                    offline.change_bitmaps(disk.source, "--add", new.since)
+                self._mark(disk, plans[disk.target])
         # Before the images are opened: what the daemon has read of them must still be so later.
         self._seen = offline.witness(chosen)
         self.check()
@@ -120,6 +123,7 @@ class Offline:
     def start(self, chosen: Sequence[Disk], plans: Plans, speed: int) -> None:
         """All jobs in one transaction."""
         monitor = self.monitor()
+        self.check()
         actions = []
         for disk in chosen:
             plan, names = plans[disk.target], Names(self.run.tag, disk.target)
@@ -192,6 +196,34 @@ class Offline:
                 "not known.",
                 "Back it up again.",
             )
+
+    def _mark(self, disk: Disk, plan: DiskPlan) -> None:
+        """Put the new bitmaps into an image and take older ones out, with one short opening."""
+        monitor, seed = self.monitor(), Names(self.run.tag, disk.target).seed
+        new = self.run.bitmap(disk.target)
+        actions = [_removal(disk, name) for name in self._older(disk, plan)]
+        actions.append(new_bitmap(disk, new.name))
+        if self.run.request["bitmap"]:
+            actions.append(new_bitmap(disk, new.since))
+        witness.seed_from_file(monitor, seed, disk, self.targets.spare())
+        offline.open_writable(monitor, disk)
+        try:
+            actions += witness.actions(disk, new, seed)
+            monitor.execute("transaction", actions=actions)
+        finally:
+            isolation.remove_node(monitor, disk.node)
+            witness.unseed(monitor, seed)
+
+    def _older(self, disk: Disk, plan: DiskPlan) -> list[str]:
+        """Our bitmaps of this repository that no later point can count from any more."""
+        there = {
+            name: ours
+            for name in disk.layers[0].bitmaps
+            if (ours := parse(name)) and ours.repository == self.run.repository_id
+        }
+        # A full may fail: what an incremental could have counted from stays for the next.
+        kept = plan.parent or max((ours.point for ours in there.values()), default="")
+        return [name for name, ours in there.items() if ours.point != kept]
 
     def _open(self, disk: Disk) -> None:
         """Open a disk's images, the lowest first."""
