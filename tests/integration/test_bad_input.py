@@ -13,7 +13,6 @@ from tests.integration.conftest import MIB, with_settings
 from tests.integration.scenes import assert_nothing_remains, bitmaps, committed, nodes
 from tests.lab import DiskSpec, Guest
 from virtvault.errors import (
-    DomainStopped,
     InvalidSettings,
     NothingToBackUp,
     NotReachable,
@@ -76,12 +75,6 @@ def test_a_backup_of_what_is_not_there_is_refused(
 def test_a_domain_without_a_disk_to_back_up_is_refused(boot: Boot, engine: Engine) -> None:
     guest = boot(extra_devices=EMPTY_CDROM)
     assert_refused(engine, guest, NothingToBackUp, guest.name, "sdc: cdrom drive, empty")
-
-
-def test_a_domain_that_is_shut_off_is_refused(boot: Boot, engine: Engine) -> None:
-    guest = boot(VDA)
-    guest.power_off()
-    assert_refused(engine, guest, DomainStopped, guest.name, "is not running")
 
 
 @pytest.mark.parametrize(
