@@ -10,10 +10,12 @@ import fnmatch
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from virtvault.errors import DomainBusy, InvalidRequest, ProtectedBitmap, UnknownBitmap
 from virtvault.models import BitmapChanges, BitmapInfo, BitmapRequest
 from workers.bitmap_changes import Change
+from workers.bitmap_names import parse
 from workers.bitmap_view import View, image_kind, look
 from workers.disks import Disk
 from workers.engine import Engine
@@ -131,7 +133,9 @@ def _meant(
     found = []
     for disk in chosen:
         there = disk.layers[0].bitmaps
-        names = [request.name] if request.name in there else []
+        # With one of virtvault's goes what stands beside it and is of no use alone.
+        beside = [name for name in sorted(there) if _beside(name, request.name)]
+        names = [request.name, *beside] if request.name in there else []
         if patterns and not names:
             names = [name for name in sorted(there) if fnmatch.fnmatchcase(name, request.name)]
         if request.disks and not names:
@@ -149,6 +153,12 @@ def _meant(
                 "Wait for it; `virtvault jobs` shows it.",
             )
     return found, skipped
+
+
+def _beside(name: str, other: str) -> bool:
+    """Whether a bitmap is the witness, or the like, of one of virtvault's."""
+    ours = parse(name)
+    return ours is not None and ours.kind != "" and replace(ours, kind="").name == other
 
 
 # -- what must not be -----------------------------------------------------------------------------

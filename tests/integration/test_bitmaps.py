@@ -373,11 +373,15 @@ def test_virtvaults_own_are_shown_with_their_point_and_only_yes_removes_them(
     give_new_content(guest, 1)
     first = chain.take()
     own = disk_of(first, "vda").bitmap
-    (vda, vdb) = listed(engine, guest)
+    (vda, witness, vdb, _) = listed(engine, guest)
     assert (vda.name, vda.owner, vda.purpose) == (
         own,
         "virtvault",
         f"point {first.point}, repository main",
+    )
+    assert (witness.name, witness.purpose) == (
+        f"{own}.witness",
+        f"witness of point {first.point}, repository main",
     )
     assert (vda.persistent, vdb.persistent) == (True, False)
     assert_refused(by_hand.clear, engine, guest, ProtectedBitmap, "virtvault's own", name=own)
@@ -457,7 +461,7 @@ def test_virtvaults_bitmaps_stay_while_a_backup_runs_and_the_users_may_change(
         last = disk_of(again.result(), "vda")
     assert last.sync == "incremental"
     done = ask(by_hand.remove, engine, guest, "virtvault.*", include_ours=True)
-    assert [b.name for b in done.bitmaps] == [last.bitmap]
+    assert [b.name for b in done.bitmaps] == [last.bitmap, f"{last.bitmap}.witness"]
 
 
 def test_a_users_bitmap_is_untouched_by_full_and_incremental(
@@ -486,8 +490,9 @@ def test_virtvaults_bitmap_left_on_a_backing_image_makes_no_wrong_incremental(
     snapshot(guest, "vda", overlay)
     guest.qemu_io("vda", "write -P 77 20M 3M")
     ask(by_hand.remove, engine, guest, own, include_ours=True)
-    (left,) = listed(engine, guest)
-    assert (left.name, left.active, left.image) == (own, False, str(guest.image("vda")))
+    left = listed(engine, guest)
+    assert [info.name for info in left] == [own, f"{own}.witness"]
+    assert {(info.active, info.image) for info in left} == {(False, str(guest.image("vda")))}
     assert_refused(by_hand.remove, engine, guest, UnknownBitmap, "backing image", name=own)
 
     # Committed, the overlay's writes must be in the point whatever the bitmap below says.

@@ -478,6 +478,8 @@ def following(stack: Stack, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     program = "from virtvault.cli.main import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", program, "events", "--follow", *arguments],
+        # A shell's background jobs, and what they start, are born ignoring it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "VIRTVAULT_CONFIG": str(stack.config)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
