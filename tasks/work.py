@@ -6,6 +6,7 @@ is delivered again under the same id and goes on from the engine's journal.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -83,7 +84,8 @@ def _add(
         if before == states.REVOKED:
             job_control.wish_cancelled(engine, task_id)
         else:
-            self.update_state(state=states.STARTED, meta={"hostname": self.request.hostname})
+            with contextlib.suppress(redis.RedisError):  # shown later, or never: not worth a backup
+                self.update_state(state=states.STARTED, meta={"hostname": self.request.hostname})
         started = now()
         with Running(app, client, settings, record) as running:
             ties = Ties(task_id, running.report, stopping.is_set)

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from virtvault import events, queues, runs, schemas
 from virtvault.celery_app import client_app
@@ -53,6 +54,20 @@ class Client:
         self.app = client_app(self.settings)
         self._questions = client_app(self.settings, shown=False)
         self.redis = runs.connect(self.settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to Redis; the client opens new ones where it is used again."""
+        self.redis.close()
+        for app in (self.app, self._questions):
+            with contextlib.suppress(AttributeError):  # a backend that has no client of Redis
+                app.backend.client.close()
+            app.close()
 
     # -- long work ----------------------------------------------------------------------------
 

@@ -42,6 +42,9 @@ __all__ = ["Duplicate", "backup"]
 
 log = logging.getLogger(__name__)
 
+# Seconds a domain may be held by what is no run before that counts as busy.
+MOMENT = 10.0
+
 
 class Duplicate(Exception):
     """Another delivery of the same task is at work on it: step aside."""
@@ -60,6 +63,10 @@ def backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult |
         done = _backup(engine, request, ties)
     except (Detached, Duplicate):
         raise
+    except DomainBusy:
+        # Of this run nothing was begun now; what an earlier worker began of it stays as it is.
+        engine.journal.wishes(ties.task_id).unlink(missing_ok=True)
+        raise
     except BaseException as error:
         _mark_failed(engine, ties.task_id, error)
         engine.journal.wishes(ties.task_id).unlink(missing_ok=True)
@@ -76,34 +83,55 @@ def _backup(engine: Engine, request: BackupRequest, ties: Ties) -> BackupResult 
     ties.domain = name
     if done := _done_before(engine, repository, uuid, ties.task_id):
         return done
-    try:
-        with engine.journal.hold(uuid, ties.task_id):
-            run = engine.journal.read(ties.task_id)
-            if run is None:
-                _clear_away(engine, uuid)
-                run = Run(
-                    task_id=ties.task_id,
-                    kind="backup",
-                    request=schemas.dump(request),
-                    domain=name,
-                    uuid=uuid,
-                    repository=repository.name if repository else "",
-                    point=_point_id(ties.task_id),
-                    started=now(),
-                )
-            if repository is None:
-                export = Export(engine, request, ties, run)
-                if kept := engine.journal.finished(ties.task_id):
-                    # Its worker died as it closed it.
-                    return export.closed(schemas.load(ExportResult, kept))
-                return export.carry_on()
-            run.repository_id = repository.id
-            run.partial = str(repository.partial(uuid, run.point))
-            return Backup(engine, request, ties, repository, run).carry_on()
-    except HeldElsewhere as held:
-        if held.holder == ties.task_id:
-            raise Duplicate from held
-        raise _busy(name, engine.journal.read(held.holder), held) from held
+    until = time.monotonic() + MOMENT
+    while True:
+        try:
+            return _holding(engine, request, ties, repository, name, uuid)
+        except HeldElsewhere as held:
+            if held.holder == ties.task_id:
+                raise Duplicate from held
+            holder = engine.journal.read(held.holder) if held.holder else None
+            # Not a run that the journal has: housekeeping, or one in its first moment.
+            if holder is not None or time.monotonic() > until:
+                raise _busy(name, holder, held) from held
+            time.sleep(0.1)
+
+
+def _holding(
+    engine: Engine,
+    request: BackupRequest,
+    ties: Ties,
+    repository: DirectoryRepository | None,
+    name: str,
+    uuid: str,
+) -> BackupResult | ExportResult:
+    """Begin or carry on the run, holding its domain.
+
+    :raises HeldElsewhere: somebody else holds it.
+    """
+    with engine.journal.hold(uuid, ties.task_id):
+        run = engine.journal.read(ties.task_id)
+        if run is None:
+            _clear_away(engine, uuid)
+            run = Run(
+                task_id=ties.task_id,
+                kind="backup",
+                request=schemas.dump(request),
+                domain=name,
+                uuid=uuid,
+                repository=repository.name if repository else "",
+                point=_point_id(ties.task_id),
+                started=now(),
+            )
+        if repository is None:
+            export = Export(engine, request, ties, run)
+            if kept := engine.journal.finished(ties.task_id):
+                # Its worker died as it closed it.
+                return export.closed(schemas.load(ExportResult, kept))
+            return export.carry_on()
+        run.repository_id = repository.id
+        run.partial = str(repository.partial(uuid, run.point))
+        return Backup(engine, request, ties, repository, run).carry_on()
 
 
 class Backup:
@@ -146,7 +174,7 @@ class Backup:
         undo = Undo(self.engine, self.run)
         try:
             if self.run.phase not in ("copying", "copied"):
-                if self.run.way or self.run.unstarted:
+                if self.run.phase != "planned" or self.run.way or self.run.unstarted:
                     undo.all()  # what an earlier worker had begun of it
                 self._begin()
             elif self.run.error:
@@ -315,7 +343,6 @@ def _done_before(
 def _busy(name: str, run: Run | None, held: HeldElsewhere) -> DomainBusy:
     """Name what is under way on the domain: its jobs exclude others on the same disks."""
     if run is None:
-        # Not a run that the journal has: housekeeping, or one in its first moment.
         return DomainBusy(f"Domain {name} is held by {held.holder} now.", "Try again in a moment.")
     exported = run.request.get("sync") == "none"
     what = "exported" if exported else "backed up"

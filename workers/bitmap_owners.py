@@ -20,6 +20,8 @@ __all__ = ["Owners", "owners_of", "require_user_bitmap"]
 # of a backup's target) and libvirt-migration-<disk>. Source: qemu_block.c, qemu_backup.c and
 # qemu_migration.c of libvirt 9.
 LIBVIRT_PREFIX = "libvirt-"
+# Of a backup of ours, for as long as it runs.
+TEMPORARY = "virtvault-"
 # libvirt runs no backup of this domain, or the domain is shut off.
 NO_BACKUP = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID)
 
@@ -44,6 +46,8 @@ class Owners:
                 return "virtvault", "unknown point"
             of = f"{ours.kind} of point" if ours.kind else "point"
             return "virtvault", f"{of} {ours.point}, repository {known}"
+        if name.startswith(TEMPORARY):
+            return "virtvault", "temporary, of a backup"
         if name in self.checkpoints:
             return "libvirt", f"checkpoint {name}"
         # A push backup keeps its bitmap on the disk for as long as it runs.

@@ -62,7 +62,7 @@ class Export:
             if self.run.error:
                 raise WorkFailed(f"The export had ended before: {self.run.error}.")
             if self.run.phase != "open":
-                if self.run.way or self.run.unstarted:
+                if self.run.phase != "planned" or self.run.way or self.run.unstarted:
                     undo.all()
                 self._open()
             result = self._tend()
@@ -110,10 +110,13 @@ class Export:
             self.engine.journal.write(self.run)
             try:
                 monitor.execute("nbd-server-start", addr=isolation.unix(socket))
-            except MonitorError:
-                # Somebody else's, most likely; certainly not ours to stop.
-                self.run.serving = False
-                raise
+            except MonitorError as error:
+                self.run.serving = False  # and so not ours to stop
+                raise WorkFailed(
+                    error.message,
+                    "Where its server runs already, a pull backup or a migration uses it: wait "
+                    "for its end, then try again.",
+                ) from error
             isolation.serve(monitor, [Names(self.run.tag, t) for t in self.run.targets])
         finally:
             monitor.close()
@@ -129,12 +132,14 @@ class Export:
         others = [
             run.task_id
             for run in self.engine.journal.all()
-            if run.phase == "open" and not run.error and run.task_id != self.run.task_id
+            if run.request.get("sync") == "none"
+            and not run.error
+            and run.task_id != self.run.task_id
         ]
-        if len(others) >= max(1, slots - 1):
+        if len(others) + 1 >= slots:
             raise WorkFailed(
-                f"{len(others)} exports are open on {self.engine.settings.host}, which has {slots} "
-                f"slots: tasks {', '.join(others)}.",
+                f"An export more would take the last of the {slots} slots of "
+                f"{self.engine.settings.host} (open: {', '.join(others) or 'none'}).",
                 "Close one with `virtvault cancel ID`, or raise slots.",
             )
 
@@ -181,7 +186,8 @@ class Export:
                 continue
             if self._domain_ends():
                 raise DomainStopped(
-                    f"Domain {self.run.domain} ended, and the export of its disks with it.", ""
+                    f"Domain {self.run.domain} ended, and the export of its disks with it.",
+                    "Start it and export it again.",
                 )
             raise JobFailed(
                 f"The export of disk {target} of domain {self.run.domain} ended: {BROKEN}.",

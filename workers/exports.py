@@ -106,7 +106,7 @@ def flush(export: Export, seconds: float) -> None:
     except subprocess.TimeoutExpired as error:
         raise RepositoryUnusable(
             f"{export.image} could not be flushed within {seconds:g} s.",
-            "See to the repository's storage. The guest is not affected.",
+            "See to the repository's storage.",
         ) from error
     if done.returncode or "failed" in done.stdout:
         raise RepositoryUnusable(

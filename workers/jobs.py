@@ -150,7 +150,7 @@ def _raise_on_error(mine: Mapping[str, dict[str, Any]]) -> None:
     if causes:
         raise JobFailed(
             "The copy failed: " + "; ".join(f"disk {t}: {e}" for t, e in causes.items()) + ".",
-            "The guest is not affected, and the next incremental includes everything.",
+            "Mend its cause and back up again; nothing that was written is forgotten.",
         )
     for target, job in mine.items():
         if job["offset"] != job["len"]:

@@ -147,8 +147,7 @@ class Journal:
 
         A kernel lock: it ends with the process, so it is never stale.
 
-        :raises DomainBusy: another task holds it, or another delivery of the same one
-            (:func:`held_by_same` tells them apart).
+        :raises HeldElsewhere: another task holds it, or another delivery of the same one.
         """
         self._locks.mkdir(parents=True, exist_ok=True)
         path = self._locks / key

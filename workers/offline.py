@@ -36,6 +36,10 @@ __all__ = [
 GRANULE = 65536
 
 
+# What QEMU says of an image that another process has open.
+LOCKED = 'Failed to get "'
+
+
 def discover(xml: str, tag: str = "") -> list[Disk]:
     """All disks of a shut-off domain; nodes get the names they will have in a run's daemon.
 
@@ -79,7 +83,7 @@ def open_writable(monitor: Monitor, disk: Disk) -> None:
             backing=None,
         )
     except MonitorError as error:
-        raise _in_use(disk.source) if "lock" in error.message else error from error
+        raise _in_use(disk.source) if LOCKED in error.message else error from error
 
 
 def _in_use(image: str) -> WorkFailed:
@@ -104,7 +108,7 @@ def change_bitmaps(image: str, *operations: str) -> None:
     if done.returncode == 0:
         return
     said = done.stderr.strip().removeprefix("qemu-img: ")
-    if "lock" in said:
+    if LOCKED in said:
         raise _in_use(image)
     raise WorkFailed(f"Bitmap {name} on {image}: {said}.", "See whether the image is sound.")
 
@@ -114,14 +118,18 @@ def allocated(image: str) -> int:
 
     :raises WorkFailed: it cannot be read.
     """
+    # Without what it backs on, whose format its header may not name.
+    alone = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": image}}
     done = subprocess.run(
-        ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", image],
+        ["qemu-img", "map", "-U", "--output=json", f"json:{json.dumps(alone)}"],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise WorkFailed(f"{done.stderr.strip().removeprefix('qemu-img: ')}.")
+        raise WorkFailed(
+            f"{done.stderr.strip().removeprefix('qemu-img: ')}.", "See whether the image is sound."
+        )
     granules: set[int] = set()
     for part in json.loads(done.stdout):
         if part["depth"] == 0 and part.get("present", True):

@@ -70,7 +70,9 @@ def clear_user_bitmap(engine: Engine, run: Run, name: str, covered: set[str]) ->
             since = run.bitmap(disk.target).since
             there = disk.layers[0].bitmaps if disk.layers else {}
             mark = there.get(name)
-            if disk.target in covered and since in there and mark and not mark.trouble:
+            below = any(since in layer.bitmaps for layer in disk.layers[1:])
+            # Where it cannot all be merged the marks stay: too many of them do no harm.
+            if disk.target in covered and since in there and mark and not (mark.trouble or below):
                 offline.change_bitmaps(disk.source, "--clear", "--merge", since, name)
         return
     monitor = engine.hypervisor.monitor(engine.hypervisor.domain(run.uuid))
@@ -81,8 +83,9 @@ def clear_user_bitmap(engine: Engine, run: Run, name: str, covered: set[str]) ->
             nodes = [layer.node for layer in disk.layers if since in layer.bitmaps]
             mark = disk.layers[0].bitmaps.get(name) if disk.layers else None
             # One that cannot be cleared any more marks too much, which does no harm.
-            if disk.target in covered and nodes and mark and not mark.trouble:
-                across = monitor.capabilities.merge == "any node"
+            across = monitor.capabilities.merge == "any node"
+            whole = across or nodes == [disk.node]
+            if disk.target in covered and nodes and whole and mark and not mark.trouble:
                 sources = [{"node": n, "name": since} if across else since for n in nodes]
                 _make(monitor, disk.node, name, sources)
     finally:

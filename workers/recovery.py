@@ -123,6 +123,7 @@ class Undo:
         jobs.dismiss(monitor, ours)
         if self.run.serving:
             isolation.stop_serving(monitor, every)
+            self.run.serving = False
         for names in every:
             isolation.remove_snapshot(monitor, names)
         for disk in found:

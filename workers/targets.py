@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from virtvault.errors import RepositoryUnusable
 from virtvault.settings import Settings
 from workers import exports
 from workers.disks import Disk
@@ -26,7 +27,7 @@ class Targets:
         self._run = run
         tag = run.tag
         self._sockets = Path(settings.runtime_dir, tag)
-        self._spare = settings.scratch / tag
+        self._local = settings.scratch / tag
 
     def image(self, target: str) -> Export:
         """The export of a disk's image in the repository."""
@@ -35,12 +36,12 @@ class Targets:
 
     def scratch(self, target: str) -> Export:
         """The export of a disk's scratch image."""
-        return Export(target, f"{self._sockets / target}.s", str(self._spare / f"{target}.qcow2"))
+        return Export(target, f"{self._sockets / target}.s", str(self._local / f"{target}.qcow2"))
 
-    def spare(self) -> Path:
-        """The run's directory beside its scratch images."""
-        self._spare.mkdir(parents=True, mode=0o700, exist_ok=True)
-        return self._spare
+    def local(self) -> Path:
+        """The run's directory of scratch images and the like, on this host."""
+        self._local.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return self._local
 
     def served(self, uid: int) -> str:
         """Where ``uid``'s QEMU makes the socket that an open export is read through."""
@@ -60,16 +61,22 @@ class Targets:
 
         :raises RepositoryUnusable: the repository or the scratch directory cannot be written.
         """
-        self._sockets.mkdir(parents=True, exist_ok=True)
-        # QEMU's own user must reach the sockets; it can open only the ones given to it.
-        self._sockets.chmod(0o711)
-        self._sockets.parent.chmod(0o711)
+        try:
+            self.local()
+            self._sockets.mkdir(parents=True, exist_ok=True)
+            # QEMU's own user must reach the sockets; it can open only the ones given to it.
+            self._sockets.chmod(0o711)
+            self._sockets.parent.chmod(0o711)
+        except OSError as error:
+            raise RepositoryUnusable(
+                f"{error.filename}: {error.strerror}.",
+                "Mend scratch_dir or runtime_dir; `virtvault check` tests them.",
+            ) from error
         for disk in chosen:
             plan = plans[disk.target]
             if plan.sync != "none":
                 self._open_image(disk, plan, uid, stay=way == "direct")
             if way == "isolated":
-                self._spare.mkdir(parents=True, mode=0o700, exist_ok=True)
                 scratch = self.scratch(disk.target)
                 create_image(Path(scratch.image), disk.virtual_size)
                 exports.serve(scratch, uid=uid, clients=1, limit=self._settings.scratch_limit)
@@ -124,7 +131,7 @@ class Targets:
     def remove(self) -> None:
         """Remove sockets and scratch images."""
         shutil.rmtree(self._sockets, ignore_errors=True)
-        shutil.rmtree(self._spare, ignore_errors=True)
+        shutil.rmtree(self._local, ignore_errors=True)
 
 
 def qemu_uid(xml: str) -> int:

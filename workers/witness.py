@@ -68,7 +68,7 @@ def seed(monitor: Monitor, node: str, disk: Disk) -> bool:
                 "human-monitor-command",
                 command_line=f'qemu-io {node} "write -q {offset} {length}"',
             )
-        if _counts(monitor, node)[SEED] == marked(disk.virtual_size):
+        if _counts(monitor, node).get(SEED) == marked(disk.virtual_size):
             return True
         log.warning("%s: QEMU did not take the marks of a witness", node)
     except MonitorError as error:
@@ -132,21 +132,25 @@ def trouble(monitor: Monitor, evidence: Evidence | None) -> str:
         )
     with contextlib.suppress(MonitorError):  # left by a worker that was killed just here
         monitor.execute("block-dirty-bitmap-remove", node=node, name=CHECK)
-    monitor.execute("block-dirty-bitmap-add", node=node, name=CHECK, disabled=True)
+    # In a bitmap that records nothing itself: what the guest writes meanwhile must not pass for
+    # what is missing.
+    monitor.execute(
+        "block-dirty-bitmap-add", node=node, name=CHECK, disabled=True, granularity=GRANULARITY
+    )
     try:
-        monitor.execute(
-            "block-dirty-bitmap-merge",
-            node=node,
-            target=CHECK,
-            bitmaps=[evidence.bitmap, evidence.witness],
-        )
-        counts = _counts(monitor, node)
+        without = _merged(monitor, node, evidence.bitmap)
+        with_ = _merged(monitor, node, evidence.witness)
     finally:
         monitor.execute("block-dirty-bitmap-remove", node=node, name=CHECK)
-    # One that records may have grown between the merge and the look, never shrunk.
-    if counts[CHECK] > counts[evidence.bitmap]:
+    if with_ != without:
         return "the parent's bitmap was cleared, or removed and made anew, by somebody"
     return ""
+
+
+def _merged(monitor: Monitor, node: str, name: str) -> int:
+    """The bytes that the check's bitmap marks with another merged into it."""
+    monitor.execute("block-dirty-bitmap-merge", node=node, target=CHECK, bitmaps=[name])
+    return _counts(monitor, node)[CHECK]
 
 
 def foreign(monitor: Monitor, disk: Disk, evidence: Evidence | None) -> str:
@@ -164,7 +168,7 @@ def foreign(monitor: Monitor, disk: Disk, evidence: Evidence | None) -> str:
             continue
         # The image first: what is written between the two looks may be in the bitmap alone.
         there = offline.allocated(layer.filename)
-        if there > _counts(monitor, layer.node)[evidence.bitmap]:
+        if there > _counts(monitor, layer.node).get(evidence.bitmap, 0):
             return f"image {layer.filename} has more in it than was written to it since the point"
     return ""
 

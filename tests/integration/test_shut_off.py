@@ -31,6 +31,7 @@ from virtvault.errors import (
     DomainStarted,
     InvalidRequest,
     NotSupported,
+    RepositoryUnusable,
     WorkFailed,
 )
 from virtvault.models import BackupRequest, BackupResult
@@ -291,7 +292,7 @@ def test_where_start_paused_fails_the_domain_is_shut_off_as_before(
 ) -> None:
     guest = shut_off.guest
     broken = with_settings(engine, scratch_dir="/proc/no-such-place")
-    with pytest.raises(OSError, match="no-such-place"):
+    with pytest.raises(RepositoryUnusable, match="no-such-place"):
         start_paused(broken, guest)
     assert not guest.is_active()
     assert_nothing_remains(engine, guest)

@@ -47,6 +47,7 @@ class Stack:
         lines += ["[repositories.main]", f'path = "{self.repository}"', ""]
         self.config.write_text("\n".join(lines))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._clients: list[Client] = []
 
     def __enter__(self) -> Self:
         self.redis.start()
@@ -61,6 +62,8 @@ class Stack:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for client in self._clients:
+            client.close()
         for role in list(self._processes):
             self.stop(role, signal.SIGTERM)
         self.redis.close()
@@ -68,7 +71,9 @@ class Stack:
 
     def client(self) -> Client:
         """A client of this stack."""
-        return Client(load(self.config, {}))
+        client = Client(load(self.config, {}))
+        self._clients.append(client)
+        return client
 
     def start(self, role: str) -> None:
         """Start a role; its log is `<directory>/<role>.log`."""

@@ -63,7 +63,7 @@ class Begin:
     def _capture(self, capture: Capture) -> None:
         run, journal = self.run, self.engine.journal
         chosen, skipped = self._choose(capture)
-        capture.refuse(chosen, self.request.disks)
+        capture.refuse(chosen)
         plans: Plans = {disk.target: self.plan(capture, disk) for disk in chosen}
         run.targets = [disk.target for disk in chosen]
         journal.write(run)

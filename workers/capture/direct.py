@@ -33,16 +33,16 @@ class Direct(Isolated):
     isolated = False
     plans_again = False
 
-    def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
+    def refuse(self, chosen: Sequence[Disk]) -> None:
         """See :class:`workers.capture.way.Capture`."""
-        super().refuse(chosen, wanted)
-        if self.run.request["sync"] == "none":
+        super().refuse(chosen)
+        if self.run.request.get("sync") == "none":
             raise NotSupported(
                 f"Domain {self.run.domain} runs on a QEMU that cannot export a point in time "
                 "without putting its guest at risk (7.1 can).",
                 "Restart or migrate the domain onto a newer QEMU, or take a full.",
             )
-        if self.run.request["bitmap"] and self._monitor.capabilities.merge == "none":
+        if self.run.request.get("bitmap") and self._monitor.capabilities.merge == "none":
             raise NotSupported(
                 f"Domain {self.run.domain} runs on {self._version()}, which cannot clear a bitmap "
                 "of yours without losing what is written meanwhile (4.0 can).",
@@ -102,7 +102,8 @@ class Direct(Isolated):
         """That faults of the backup could reach the guest, and why."""
         return [
             f"not isolated: {self._version()} copies before each guest write into the target, so a "
-            "target that stalls or fails is felt by the guest"
+            "target that stalls or fails is felt by the guest",
+            *super().notes(),
         ]
 
     def moved(self, before: Disk, after: Disk) -> bool:

@@ -37,6 +37,7 @@ class Isolated:
         self.state = state
         self._monitor = monitor
         self._witnessed: set[str] = set()
+        self._unwitnessed: list[str] = []
 
     def disks(self) -> list[Disk]:
         """See :class:`workers.capture.way.Capture`."""
@@ -46,7 +47,7 @@ class Isolated:
         """The live XML of the domain."""
         return self._monitor.xml()
 
-    def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
+    def refuse(self, chosen: Sequence[Disk]) -> None:
         """See :class:`workers.capture.way.Capture`."""
         require_quiet(self.engine.hypervisor, self._monitor, chosen)
 
@@ -120,7 +121,7 @@ class Isolated:
 
     def notes(self) -> list[str]:
         """See :class:`workers.capture.way.Capture`."""
-        return []
+        return [f"disk {t}: its bitmap has no witness" for t in self._unwitnessed]
 
     def moved(self, before: Disk, after: Disk) -> bool:
         """See :class:`workers.capture.way.Capture`."""
@@ -150,13 +151,15 @@ class Isolated:
                 continue
             new, node = self.run.bitmap(disk.target), self._names(disk).seed
             found.append(new_bitmap(disk, new.name))
-            if self.run.request["bitmap"]:
+            if self.run.request.get("bitmap"):
                 found.append(new_bitmap(disk, new.since))
             if self._monitor.capabilities.merge == "any node" and witness.seed(
                 self._monitor, node, disk
             ):
                 self._witnessed.add(disk.target)
                 found += witness.actions(disk, new, node)
+            else:
+                self._unwitnessed.append(disk.target)
         return found
 
     def _unseed(self, chosen: Sequence[Disk]) -> None:

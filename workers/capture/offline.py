@@ -62,9 +62,9 @@ class Offline:
         """See :class:`workers.capture.way.Capture`."""
         return offline.discover(self.xml(), self.run.tag)
 
-    def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
+    def refuse(self, chosen: Sequence[Disk]) -> None:
         """See :class:`workers.capture.way.Capture`."""
-        if self.run.request["sync"] == "none":
+        if self.run.request.get("sync") == "none":
             raise NotSupported(
                 f"Domain {self.run.domain} is shut off: nothing writes to its disks, so there is "
                 "no point in time to hold.",
@@ -203,9 +203,9 @@ class Offline:
         new = self.run.bitmap(disk.target)
         actions = [_removal(disk, name) for name in self._older(disk, plan)]
         actions.append(new_bitmap(disk, new.name))
-        if self.run.request["bitmap"]:
+        if self.run.request.get("bitmap"):
             actions.append(new_bitmap(disk, new.since))
-        witness.seed_from_file(monitor, seed, disk, self.targets.spare())
+        witness.seed_from_file(monitor, seed, disk, self.targets.local())
         offline.open_writable(monitor, disk)
         try:
             actions += witness.actions(disk, new, seed)
@@ -221,9 +221,11 @@ class Offline:
             for name in disk.layers[0].bitmaps
             if (ours := parse(name)) and ours.repository == self.run.repository_id
         }
-        # A full may fail: what an incremental could have counted from stays for the next.
-        kept = plan.parent or max((ours.point for ours in there.values()), default="")
-        return [name for name, ours in there.items() if ours.point != kept]
+        kept = [plan.parent]
+        if not plan.parent:
+            # A full may fail: what an incremental could count from stays, and is among the last.
+            kept = sorted({ours.point for ours in there.values()})[-3:]
+        return [name for name, ours in there.items() if ours.point not in kept]
 
     def _open(self, disk: Disk) -> None:
         """Open a disk's images, the lowest first."""

@@ -36,7 +36,7 @@ class Capture(Protocol):
     def disks(self) -> list[Disk]:
         """The domain's disks as they are now."""
 
-    def refuse(self, chosen: Sequence[Disk], wanted: tuple[str, ...]) -> None:
+    def refuse(self, chosen: Sequence[Disk]) -> None:
         """Raise where these disks must not or cannot be captured now; nothing was touched yet."""
 
     def veto(self, disk: Disk, plan: DiskPlan) -> str:
@@ -61,7 +61,7 @@ class Capture(Protocol):
         """Start the jobs, where the instant did not."""
 
     def monitor(self) -> Monitor:
-        """Where the jobs run; the caller closes it."""
+        """Where the jobs run, for as long as this is not closed."""
 
     def notes(self) -> list[str]:
         """What the point's record should say of this way."""
