@@ -86,7 +86,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="virtvault", prog_name="virtvault")
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None, debug: bool) -> None:
-    """Back up and restore the disks of running QEMU/KVM virtual machines.
+    """Back up and restore the disks of QEMU/KVM virtual machines, running or shut off.
 
     Exit codes: 0 done, 1 the work failed, 2 wrong usage or bad input, 3 not reachable (Redis,
     libvirt, a worker), 4 cancelled.
