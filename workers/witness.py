@@ -36,7 +36,7 @@ __all__ = [
     "foreign",
     "marked",
     "seed",
-    "seed_from_file",
+    "seed_image",
     "trouble",
     "unseed",
 ]
@@ -104,19 +104,13 @@ def actions(disk: Disk, new: OurBitmap, node: str) -> list[dict[str, Any]]:
     ]
 
 
-def seed_from_file(monitor: Monitor, node: str, disk: Disk, directory: Path) -> None:
-    """The same as :func:`seed` in a storage daemon, which has no ``qemu-io`` to write with."""
+def seed_image(disk: Disk, directory: Path) -> str:
+    """A qcow2 image with the same bitmap, for an image that no QEMU has open; gives its path."""
     image = directory / f"seed-{disk.target}.qcow2"
     create_image(image, disk.virtual_size)
     offline.change_bitmaps(str(image), "--add", "-g", str(GRANULARITY), SEED)
     offline.write(str(image), _granules(disk.virtual_size))
-    monitor.execute(
-        "blockdev-add",
-        driver="qcow2",
-        node_name=node,
-        read_only=True,
-        file={"driver": "file", "filename": str(image), "read-only": True},
-    )
+    return str(image)
 
 
 def trouble(monitor: Monitor, evidence: Evidence | None) -> str:

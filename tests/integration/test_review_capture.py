@@ -40,7 +40,7 @@ from tests.lab import DiskSpec, Guest, assert_same
 from virtvault.errors import Cancelled, DomainStarted, NotReachable, VirtvaultError
 from virtvault.models import BackupRequest, BackupResult, Progress
 from virtvault.settings import RepositorySettings
-from workers import isolation
+from workers import isolation, offline
 from workers.backup import backup
 from workers.capture.offline import Offline
 from workers.engine import Engine, Ties
@@ -365,6 +365,28 @@ def test_a_repository_whose_server_died_is_an_error_of_ours(
         engine.journal.wishes(running.task_id).touch()
         assert isinstance(running.raised(), Cancelled)
     tidy(engine)
+
+
+def test_a_worker_that_dies_after_it_marked_the_images_leaves_no_lock_on_them(
+    guest: Guest, points: TakePoints, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = points(guest)
+    chain.take()
+    guest.shutdown_clean()
+    edit = offline.edit
+
+    def edited(*arguments: Any) -> None:
+        edit(*arguments)
+        raise Killed
+
+    with worker_that_dies(monkeypatch) as patch:
+        patch.setattr(offline, "edit", edited)
+        run(engine, ask(guest))
+    guest.start()
+    guest.qemu_io("vda", "write -P 2 2M 1M")
+    assert disk_of(chain.take(), "vda").sync == "incremental"
+    assert_nothing_remains(engine, guest)
+    chain.prove_all()
 
 
 # -- what blocks the next backup -------------------------------------------------------------------

@@ -198,21 +198,15 @@ class Offline:
             )
 
     def _mark(self, disk: Disk, plan: DiskPlan) -> None:
-        """Put the new bitmaps into an image and take older ones out, with one short opening."""
-        monitor, seed = self.monitor(), Names(self.run.tag, disk.target).seed
+        """Put the new bitmaps into an image and take older ones out."""
+        seed = Names(self.run.tag, disk.target).seed
         new = self.run.bitmap(disk.target)
         actions = [_removal(disk, name) for name in self._older(disk, plan)]
         actions.append(new_bitmap(disk, new.name))
         if self.run.request.get("bitmap"):
             actions.append(new_bitmap(disk, new.since))
-        witness.seed_from_file(monitor, seed, disk, self.targets.local())
-        offline.open_writable(monitor, disk)
-        try:
-            actions += witness.actions(disk, new, seed)
-            monitor.execute("transaction", actions=actions)
-        finally:
-            isolation.remove_node(monitor, disk.node)
-            witness.unseed(monitor, seed)
+        actions += witness.actions(disk, new, seed)
+        offline.edit(disk, seed, witness.seed_image(disk, self.targets.local()), actions)
 
     def _older(self, disk: Disk, plan: DiskPlan) -> list[str]:
         """Our bitmaps of this repository that no later point can count from any more."""
