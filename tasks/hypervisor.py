@@ -93,7 +93,7 @@ def _taken_up(app: Celery, client: redis.Redis, run: Run) -> bool:
     """Publish a run found in the journal again: the same task goes on with the same point."""
     if run.error:
         return True  # it failed; what is left to undo is tidied
-    task = {"backup": queues.BACKUP, "restore": queues.RESTORE}[run.kind]
+    task = f"virtvault.{run.kind}"
     host = app.conf.task_queues[0].name.removeprefix("hv.")
     record = runs.new_record(run.task_id, task, queues.host_queue(host), host, run.request)
     try:

@@ -17,7 +17,7 @@ from celery import Celery
 
 from virtvault import queues, schemas
 from virtvault.errors import VirtvaultError
-from virtvault.models import Point
+from virtvault.models import Point, PointStatus
 from workers.engine import now
 from workers.journal import durable_write
 
@@ -40,6 +40,15 @@ class Spool:
     def point(self, point: Point) -> None:
         """A point was committed."""
         self._add(f"record-point-{point.id}", {"point": schemas.dump(point)})
+
+    def statuses(self, statuses: list[PointStatus]) -> None:
+        """Points are now so: a verify, a protect, or a look at the repository has told."""
+        self._add(f"record-statuses-{now()}", {"statuses": [schemas.dump(s) for s in statuses]})
+
+    def removed(self, repository_id: str, points: list[str]) -> None:
+        """Points were pruned."""
+        payload = {"repository_id": repository_id, "points": points, "at": now()}
+        self._add(f"record-removed-{now()}", {"removed": payload})
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""Long work on a hypervisor: the bodies of ``virtvault.backup`` and ``virtvault.restore``.
+"""Long work on a hypervisor: the bodies of ``virtvault.backup``, ``restore``, ``verify`` …
 
 One backup is one Celery task from STARTED to SUCCESS. The body holds no guest state: killed, it
 is delivered again under the same id and goes on from the engine's journal.
@@ -20,15 +20,25 @@ from tasks import revocation
 from tasks.progress import Running
 from tasks.spool import Spool
 from virtvault import queues, schemas
-from virtvault.errors import Cancelled, VirtvaultError, WorkFailed
-from virtvault.models import BackupRequest, ExportResult, RestoreRequest
+from virtvault.errors import Cancelled, UnknownPoint, VirtvaultError, WorkFailed
+from virtvault.models import (
+    BackupRequest,
+    ExportResult,
+    PruneRequest,
+    RestoreRequest,
+    ServeRequest,
+    VerifyRequest,
+)
 from virtvault.runs import RunRecord, new_record
 from workers import job_control
 from workers.backup import Duplicate, backup
 from workers.engine import Engine, Ties, now
 from workers.jobs import Detached
+from workers.prune import prune
 from workers.repository import open_repository
 from workers.restore import restore
+from workers.serve import serve
+from workers.verify import verify
 
 __all__ = ["register"]
 
@@ -55,7 +65,35 @@ def register(
     def restore_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
         return schemas.dump(restore(engine, schemas.load(RestoreRequest, request), ties))
 
-    for name, body in ((queues.BACKUP, backup_body), (queues.RESTORE, restore_body)):
+    def verify_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
+        done = verify(engine, schemas.load(VerifyRequest, request), ties)
+        repository = open_repository(settings, done.repository)
+        uuids = {repository.find(verdict.point).uuid for verdict in done.verdicts}
+        spool.statuses([s for uuid in sorted(uuids) for s in repository.statuses(uuid)])
+        return schemas.dump(done)
+
+    def serve_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
+        return schemas.dump(serve(engine, schemas.load(ServeRequest, request), ties))
+
+    def prune_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
+        done = prune(engine, schemas.load(PruneRequest, request), ties)
+        if not done.dry_run and done.removed:
+            repository = open_repository(settings, done.repository)
+            for point in sorted({into for removed in done.removed for into in removed.into}):
+                # One that was merged into, and then removed itself, is among the removed.
+                with contextlib.suppress(UnknownPoint):
+                    spool.point(repository.find(point))
+            spool.removed(repository.id, [removed.point for removed in done.removed])
+        return schemas.dump(done)
+
+    bodies: dict[str, Body] = {
+        queues.BACKUP: backup_body,
+        queues.RESTORE: restore_body,
+        queues.VERIFY: verify_body,
+        queues.SERVE: serve_body,
+        queues.PRUNE: prune_body,
+    }
+    for name, body in bodies.items():
         _add(app, name, body, engine, client, spool, stopping)
 
 

@@ -8,24 +8,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 from virtvault import events, queues, runs, schemas
-from virtvault.celery_app import client_app
+from virtvault.connection import Connection
 from virtvault.errors import (
-    NotReachable,
-    UnknownDomain,
     UnknownPoint,
     UnknownRepository,
     UnknownTask,
 )
-from virtvault.handle import READY, RESULTS, Handle, value
+from virtvault.handle import READY, RESULTS, Handle
 from virtvault.models import (
     BackupRequest,
     BitmapChanges,
@@ -33,41 +27,22 @@ from virtvault.models import (
     BitmapRequest,
     CheckLine,
     DiskInfo,
-    DomainInfo,
     Event,
-    HostInfo,
     JobInfo,
     Point,
+    PruneRequest,
     RestoreRequest,
+    RetentionRules,
+    ServeRequest,
+    VerifyRequest,
 )
 from virtvault.runs import RunRecord
-from virtvault.settings import Settings, load
 
 __all__ = ["Client", "Handle"]
 
 
-class Client:
+class Client(Connection):
     """Enqueues work and asks questions. Holds no libvirt and no database; safe to keep open."""
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or load()
-        self.app = client_app(self.settings)
-        self._questions = client_app(self.settings, shown=False)
-        self.redis = runs.connect(self.settings)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections to Redis; the client opens new ones where it is used again."""
-        self.redis.close()
-        for app in (self.app, self._questions):
-            with contextlib.suppress(AttributeError):  # a backend that has no client of Redis
-                app.backend.client.close()
-            app.close()
 
     # -- long work ----------------------------------------------------------------------------
 
@@ -117,15 +92,22 @@ class Client:
         self,
         point: str,
         *,
-        to: str,
+        to: str = "",
         host: str = "",
         repository: str = "",
         mode: str = "flatten",
         format: str = "qcow2",
         disks: Sequence[str] = (),
         speed: int = 0,
+        name: str = "",
+        start: bool = False,
+        in_place: bool = False,
+        devices: Mapping[str, str] | None = None,
+        force: bool = False,
     ) -> Handle:
         """Enqueue a restore on ``host``, or on the hypervisor that made the point.
+
+        Fields: :class:`RestoreRequest`. In place, ``host`` is where the domain is.
 
         :raises BadInput: unknown point, or a field that is wrong.
         :raises NotReachable: Redis does not answer.
@@ -140,13 +122,109 @@ class Client:
                 "format": format,
                 "disks": list(disks),
                 "speed": speed,
+                "name": name,
+                "start": start,
+                "in_place": in_place,
+                "devices": dict(devices or {}),
+                "force": force,
             },
         )
         known = self.show(point)
-        host = host or known.host
+        if in_place:
+            # Where the domain is now: it may have been migrated since the point.
+            host = host or self.find_domain(known.uuid).host
+        return self._work_on(queues.RESTORE, request, known, host, repository)
+
+    def verify(
+        self,
+        points: Sequence[str],
+        *,
+        host: str = "",
+        repository: str = "",
+        boot: bool = False,
+        boot_seconds: int = 180,
+        against_source: bool = False,
+        samples: int = 256,
+        speed: int = 0,
+    ) -> Handle:
+        """Enqueue a verify of points of one repository. Fields: :class:`VerifyRequest`.
+
+        :raises BadInput: unknown point, or a field that is wrong.
+        :raises NotReachable: Redis does not answer.
+        """
+        request = schemas.load(
+            VerifyRequest,
+            {
+                "points": list(points),
+                "repository": repository,
+                "boot": boot,
+                "boot_seconds": boot_seconds,
+                "against_source": against_source,
+                "samples": samples,
+                "speed": speed,
+            },
+        )
+        known = self.show(request.points[0])
+        if against_source:
+            host = host or self.find_domain(known.uuid).host
+        return self._work_on(queues.VERIFY, request, known, host, repository)
+
+    def serve(
+        self,
+        point: str,
+        *,
+        host: str = "",
+        repository: str = "",
+        disks: Sequence[str] = (),
+        seconds: int = 0,
+        force: bool = False,
+    ) -> Handle:
+        """Serve a point's disks over NBD; its progress has the URLs. Fields: :class:`ServeRequest`.
+
+        :raises BadInput: unknown point, or a field that is wrong.
+        :raises NotReachable: Redis does not answer.
+        """
+        request = schemas.load(
+            ServeRequest,
+            {
+                "point": point,
+                "repository": repository,
+                "disks": list(disks),
+                "seconds": seconds,
+                "force": force,
+            },
+        )
+        return self._work_on(queues.SERVE, request, self.show(point), host, repository)
+
+    def prune(
+        self,
+        *,
+        host: str,
+        repository: str = "",
+        domain: str = "",
+        rules: RetentionRules | None = None,
+        points: Sequence[str] = (),
+        dry_run: bool = False,
+        speed: int = 0,
+    ) -> Handle:
+        """Enqueue a prune of a repository, by a hypervisor that has it. Fields: ``PruneRequest``.
+
+        :raises BadInput: a field is wrong.
+        :raises NotReachable: Redis or that hypervisor does not answer.
+        """
+        request = schemas.load(
+            PruneRequest,
+            {
+                "repository": repository,
+                "domain": domain,
+                "rules": schemas.dump(rules or RetentionRules()),
+                "points": list(points),
+                "dry_run": dry_run,
+                "speed": speed,
+            },
+        )
         self._host(host)
-        payload = {**schemas.dump(request), "repository": repository or known.repository}
-        return self._submit(queues.RESTORE, host, payload)
+        return self._submit(queues.PRUNE, host, schemas.dump(request))
 
     def handle(self, task_id: str) -> Handle:
         """The handle of a task that was enqueued before.
@@ -169,33 +247,6 @@ class Client:
         return Handle(self, task_id, task, run.host if run else "", None)
 
     # -- questions ----------------------------------------------------------------------------
-
-    def hosts(self) -> list[HostInfo]:
-        """All hypervisors heard of, the silent ones too."""
-        with runs.reachable():
-            seen: Any = self.redis.hgetall(queues.HOSTS_KEY)
-        found = []
-        for host, when in sorted((h.decode(), w.decode()) for h, w in seen.items()):
-            said = self._said(host)
-            found.append(
-                HostInfo(
-                    host=host,
-                    alive=said is not None,
-                    seen=when,
-                    libvirt=said["versions"].get("libvirt", "") if said else "",
-                    qemu=said["versions"].get("qemu", "") if said else "",
-                    domains=len(said["domains"]) if said else 0,
-                    repositories=tuple(said["repositories"]) if said else (),
-                )
-            )
-        return found
-
-    def domains(self, host: str = "") -> list[DomainInfo]:
-        """The domains of one or all living hypervisors, asked just now."""
-        found = []
-        for name in [host] if host else self._living():
-            found += [schemas.load(DomainInfo, item) for item in self._ask(name, queues.DOMAINS)]
-        return found
 
     def disks(self, domain: str) -> list[DiskInfo]:
         """A domain's disks, and why one would be skipped."""
@@ -335,39 +386,17 @@ class Client:
         """
         return self._steer(queues.SET_SPEED, name, host, domain, rate=rate)
 
-    def find_domain(self, domain: str) -> DomainInfo:
-        """The domain meant by a name, a uuid or ``host/name``, and its hypervisor.
-
-        :raises UnknownDomain: none, or several hypervisors have it.
-        """
-        host, _, name = domain.rpartition("/")
-        wanted = host or ""
-
-        def matching(items: list[DomainInfo]) -> list[DomainInfo]:
-            return [d for d in items if name in (d.name, d.uuid) and wanted in ("", d.host)]
-
-        known = []
-        for living in self._living():
-            said = self._said(living)
-            known += [schemas.load(DomainInfo, d) for d in (said or {"domains": []})["domains"]]
-        # One that was defined within the last heartbeat is found by asking.
-        found = matching(known) or matching(self.domains(wanted))
-        if len(found) > 1:
-            raise UnknownDomain(
-                f"Domain {domain!r} is on {len(found)} hypervisors.",
-                f"Name one: {', '.join(f'{d.host}/{d.name}' for d in found)}.",
-            )
-        if not found:
-            raise UnknownDomain(
-                f"No hypervisor has a domain {domain!r}.", "`virtvault domains` lists them."
-            )
-        return found[0]
-
     # -- inside -------------------------------------------------------------------------------
 
+    def _work_on(self, task: str, request: Any, known: Point, host: str, repository: str) -> Handle:
+        """Enqueue work on a stored point, where it was made unless told otherwise."""
+        host = host or known.host
+        self._host(host)
+        payload = {**schemas.dump(request), "repository": repository or known.repository}
+        return self._submit(task, host, payload)
+
     def _submit(self, task: str, host: str, payload: dict[str, Any]) -> Handle:
-        run = runs.new_record(str(uuid.uuid4()), task, queues.host_queue(host), host, payload)
-        runs.submit(self.app, self.redis, run)
+        run = self._publish(task, host, payload)
         return Handle(self, run.task_id, task, host, run)
 
     def _steer(self, action: str, name: str, host: str, domain: str, **more: Any) -> str:
@@ -415,58 +444,3 @@ class Client:
         )
         found = self.find_domain(domain)
         return self._ask(found.host, task, {**schemas.dump(request), "domain": found.uuid})
-
-    def _living(self) -> list[str]:
-        living = [info.host for info in self.hosts() if info.alive]
-        if not living:
-            raise NotReachable(
-                "No hypervisor's worker is alive.",
-                "Start one: `virtvault up` on a single hypervisor, `virtvault worker` in a fleet.",
-            )
-        return living
-
-    def _said(self, host: str) -> dict[str, Any] | None:
-        with runs.reachable():
-            text: Any = self.redis.get(queues.host_key(host))
-        said: dict[str, Any] | None = json.loads(text) if text else None
-        return said
-
-    def _host(self, host: str) -> dict[str, Any]:
-        """What a living hypervisor last said.
-
-        :raises NotReachable: it is silent; work sent to it would lie in its queue unseen.
-        """
-        said = self._said(host)
-        if said is None:
-            raise NotReachable(
-                f"The worker of hypervisor {host!r} is not heard of.",
-                "`virtvault hosts` shows which are; start `virtvault worker` there.",
-            )
-        return said
-
-    def _ask(self, host: str, task: str, *arguments: Any, **named: Any) -> Any:
-        self._host(host)
-        return self._question(queues.control_queue(host), task, *arguments, **named)
-
-    def _question(self, queue: str, task: str, *arguments: Any, **named: Any) -> Any:
-        """Send a short question and wait for its answer.
-
-        :raises NotReachable: none came in time; the question expires with our patience.
-        """
-        seconds = self.settings.control_timeout
-        with runs.reachable():
-            sent = self._questions.send_task(
-                task, args=list(arguments), kwargs=named, queue=queue, expires=seconds
-            )
-            until, pause = time.monotonic() + seconds, 0.01
-            while time.monotonic() < until:
-                meta = self._questions.backend.get_task_meta(sent.id, cache=False)
-                if meta["status"] in ("SUCCESS", "FAILURE", "REVOKED"):
-                    self._questions.backend.forget(sent.id)
-                    return value(meta)
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.2)
-        raise NotReachable(
-            f"No answer from queue {queue} within {seconds} s.",
-            "See whether its worker runs: `virtvault hosts`; in a fleet, `virtvault central` too.",
-        )

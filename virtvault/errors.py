@@ -13,6 +13,9 @@
     │   ├── UnknownBitmap          2     no
     │   ├── ProtectedBitmap        2     no    it is virtvault's or libvirt's own
     │   ├── DestinationExists      2     no
+    │   ├── NoRoom                 2     no    less is free than is needed: both numbers
+    │   ├── PointBad               2     no    a verify found it damaged; --force restores it
+    │   ├── PointBusy              2     yes   it is being pruned, or read by somebody: named
     │   └── DomainBusy             2     yes   another run, or libvirt, or a tool is at work on it
     ├── WorkFailed                 1     yes   the backup or restore failed; nothing was published
     │   ├── GuestAgentFailed       1     yes   freeze was demanded and did not happen
@@ -47,7 +50,10 @@ __all__ = [
     "MonitorError",
     "NotReachable",
     "NotSupported",
+    "NoRoom",
     "NothingToBackUp",
+    "PointBad",
+    "PointBusy",
     "ProtectedBitmap",
     "RepositoryUnusable",
     "UnknownBitmap",
@@ -124,6 +130,20 @@ class ProtectedBitmap(BadInput):
 
 class DestinationExists(BadInput):
     """A restore would overwrite something."""
+
+
+class NoRoom(BadInput):
+    """Less is free at the destination than is needed; the message has both numbers."""
+
+
+class PointBad(BadInput):
+    """A verify found the point, or one it stands on, damaged."""
+
+
+class PointBusy(BadInput):
+    """The point is being pruned, or read or written by somebody, who is named."""
+
+    retryable = True
 
 
 class DomainBusy(BadInput):

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from virtvault import queues, runs, schemas
 from virtvault.errors import Cancelled, NotReachable, VirtvaultError, WorkFailed
-from virtvault.models import BackupResult, ExportResult, Progress, RestoreResult, Result
+from virtvault.models import (
+    BackupResult,
+    ExportResult,
+    Progress,
+    PruneResult,
+    RestoreResult,
+    Result,
+    ServeResult,
+    VerifyResult,
+)
 from virtvault.runs import RunRecord
 
 if TYPE_CHECKING:
@@ -21,6 +30,9 @@ READY = ("SUCCESS", "FAILURE", "REVOKED")
 RESULTS: dict[str, type[Result]] = {
     queues.BACKUP: BackupResult,
     queues.RESTORE: RestoreResult,
+    queues.VERIFY: VerifyResult,
+    queues.SERVE: ServeResult,
+    queues.PRUNE: PruneResult,
 }
 # Seconds Redis may be away while somebody waits for a long task before that counts as an error.
 PATIENCE = 120.0

@@ -19,6 +19,9 @@ def control_queue(host: str) -> str:
 # -- tasks ------------------------------------------------------------------------------------
 BACKUP = "virtvault.backup"
 RESTORE = "virtvault.restore"
+VERIFY = "virtvault.verify"
+SERVE = "virtvault.serve"
+PRUNE = "virtvault.prune"
 
 CHECK = "virtvault.check"
 DOMAINS = "virtvault.domains"
@@ -29,6 +32,8 @@ PAUSE = "virtvault.pause"
 RESUME = "virtvault.resume"
 SET_SPEED = "virtvault.set_speed"
 FIND_POINT = "virtvault.find_point"
+PROTECT = "virtvault.protect"
+SCAN = "virtvault.scan"
 BITMAPS = "virtvault.bitmaps"
 ADD_BITMAP = "virtvault.add_bitmap"
 CLEAR_BITMAP = "virtvault.clear_bitmap"
@@ -37,6 +42,8 @@ REMOVE_BITMAP = "virtvault.remove_bitmap"
 RECORD = "virtvault.record"
 POINTS = "virtvault.points"
 SHOW = "virtvault.show"
+STATUSES = "virtvault.statuses"
+REBUILD = "virtvault.rebuild"
 SWEEP = "virtvault.sweep"
 
 # -- Redis keys: the live view, rebuilt by workers after a flush ----------------------------------

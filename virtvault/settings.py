@@ -109,6 +109,9 @@ class Settings:
     backing_roots: tuple[str, ...] = ()
     # A restore writes below one of these, nowhere else, whatever a message says.
     restore_roots: tuple[str, ...] = (f"{DEFAULT_STATE_DIR}/restores",)
+    # Block devices below one of these (`/dev/vg0`), and `rbd:POOL` for a pool's images, may be
+    # restored to. Empty: none.
+    restore_devices: tuple[str, ...] = ()
 
     # -- Flower ------------------------------------------------------------------------------
     # Loopback: Flower's task API has no authorisation per task.

@@ -25,8 +25,7 @@ from workers.capture.offline import daemon_of as offline_daemon
 from workers.engine import Engine, tag_of
 from workers.journal import Run
 from workers.monitor import Monitor
-from workers.restore import daemon_of as restore_daemon
-from workers.storage_daemon import StorageDaemon
+from workers.storage_daemon import DAEMONS, StorageDaemon, daemon_of
 
 __all__ = ["Job", "block_jobs", "control_monitor", "listed", "of_run", "one_job", "tag_in"]
 
@@ -193,8 +192,8 @@ def tag_in(job_id: str) -> str:
 
 def _daemon_of(engine: Engine, run: Run) -> StorageDaemon | None:
     """The storage daemon that runs the jobs of ``run``; None where its domain's QEMU does."""
-    if run.kind == "restore":
-        return restore_daemon(engine, run.task_id)
+    if run.kind in DAEMONS:
+        return daemon_of(engine.settings.runtime_dir, run.kind, tag_of(run.task_id))
     return offline_daemon(engine, run) if run.way == Offline.name else None
 
 

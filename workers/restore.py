@@ -16,6 +16,7 @@ from virtvault.errors import (
     DestinationExists,
     DomainStopped,
     InvalidRequest,
+    NoRoom,
     UnknownDisk,
 )
 from virtvault.models import (
@@ -26,7 +27,7 @@ from virtvault.models import (
     RestoreRequest,
     RestoreResult,
 )
-from workers import jobs
+from workers import jobs, storage_daemon
 from workers.backup import Duplicate
 from workers.engine import Engine, Ties, now, tag_of
 from workers.images import punch_holes, require_own_backing, require_unchanged
@@ -53,7 +54,7 @@ class _Target:
 
 def daemon_of(engine: Engine, task_id: str) -> StorageDaemon:
     """The storage daemon of a restore, running or not."""
-    return StorageDaemon(Path(engine.settings.runtime_dir, f"r-{tag_of(task_id)}"))
+    return storage_daemon.daemon_of(engine.settings.runtime_dir, "restore", tag_of(task_id))
 
 
 def restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResult:
@@ -331,7 +332,7 @@ class _Restore:
         stat = os.statvfs(existing)
         free = stat.f_bavail * stat.f_frsize
         if free < needed:
-            raise InvalidRequest(
+            raise NoRoom(
                 f"{self.to} has {free} bytes free and the restore needs up to {needed}.",
                 "Make room, or restore elsewhere.",
             )

@@ -22,7 +22,7 @@ from virtvault.errors import DomainStopped, MonitorError, NotReachable, WorkFail
 from workers.capabilities import Capabilities, probe
 from workers.monitor import qmp_arguments
 
-__all__ = ["StorageDaemon", "StorageDaemonMonitor"]
+__all__ = ["DAEMONS", "StorageDaemon", "StorageDaemonMonitor", "daemon_of"]
 
 
 class StorageDaemon:
@@ -81,6 +81,15 @@ class StorageDaemon:
     @property
     def _pidfile(self) -> Path:
         return self.directory / "daemon.pid"
+
+
+# By what a run is: the beginning of its daemon's directory.
+DAEMONS = {"restore": "r", "verify": "v", "serve": "s", "prune": "p"}
+
+
+def daemon_of(runtime_dir: str, kind: str, tag: str) -> StorageDaemon:
+    """The storage daemon of a run on stored points, running or not; ``kind`` as in its journal."""
+    return StorageDaemon(Path(runtime_dir, f"{DAEMONS[kind]}-{tag}"))
 
 
 class StorageDaemonMonitor:

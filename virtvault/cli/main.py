@@ -10,15 +10,19 @@ import click
 from virtvault.cli import (
     backup,
     bitmaps,
+    catalog,
     check,
     events,
+    export,
     hosts,
     jobs,
     output,
     points,
+    prune,
     restore,
     roles,
     task,
+    verify,
 )
 from virtvault.cli.options import Invocation
 from virtvault.errors import VirtvaultError
@@ -98,6 +102,7 @@ for command in (
     *(roles.up, roles.down),
     *(hosts.hosts, hosts.domains, hosts.disks, check.check),
     *(backup.backup, points.points, points.show, restore.restore),
+    *(verify.verify, export.export, prune.prune, catalog.catalog),
     bitmaps.bitmaps,
     *(task.task, jobs.jobs, jobs.pause, jobs.resume, jobs.cancel, jobs.speed, events.events),
     *(roles.worker, roles.control, roles.central, roles.beat, roles.flower),

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from virtvault.cli import output
+from virtvault.cli import output, results_prune, results_serve, results_verify
 from virtvault.models import (
     BackupResult,
     ExportResult,
     Point,
     PointDisk,
     Progress,
+    PruneResult,
     RestoreResult,
     Result,
+    ServeResult,
+    VerifyResult,
 )
 
 __all__ = ["show_open", "show_point", "show_result"]
@@ -26,6 +29,12 @@ def show_result(result: Result) -> None:
         _show_restore(result)
     elif isinstance(result, ExportResult):
         _show_export(result)
+    elif isinstance(result, VerifyResult):
+        results_verify.show(result)
+    elif isinstance(result, ServeResult):
+        results_serve.show(result)
+    elif isinstance(result, PruneResult):
+        results_prune.show(result)
     else:
         _show_backup(result)
 

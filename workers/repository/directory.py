@@ -14,19 +14,29 @@ import re
 import secrets
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from virtvault.errors import RepositoryUnusable, UnknownPoint, VirtvaultError
-from virtvault.models import Point, PointDisk
+from virtvault.errors import (
+    PointBad,
+    PointBusy,
+    RepositoryUnusable,
+    UnknownPoint,
+    VirtvaultError,
+)
+from virtvault.models import Point, PointDisk, PointStatus
 from virtvault.settings import RepositorySettings
 from workers.journal import durable_write, sync_directory
 from workers.plan import ParentDisk
-from workers.repository import manifest
+from workers.repository import manifest, sidecar
 
 __all__ = ["DirectoryRepository", "create_image"]
 
 IDENTITY = "repository.json"
 PARTIAL = ".partial"
+# A pruned point on its way out.
+REMOVED = ".removed"
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 POINT_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 
 
@@ -41,28 +51,98 @@ class DirectoryRepository:
 
     # -- reading ------------------------------------------------------------------------------
 
+    def domains(self) -> list[str]:
+        """The uuids of the domains that have points here."""
+        return sorted(d.name for d in self.path.iterdir() if d.is_dir() and UUID.fullmatch(d.name))
+
     def points(self, uuid: str) -> list[Point]:
         """The domain's points that can be read, oldest first by id."""
-        found = []
+        return self.scan(uuid)[0]
+
+    def scan(self, uuid: str) -> tuple[list[Point], dict[str, str]]:
+        """The domain's points, oldest first by id; and why those that cannot be read cannot.
+
+        A damaged manifest takes its own point out, and so every chain through it.
+        """
+        found, troubles = [], {}
         for directory in sorted(self._domain(uuid).glob("*-*")):
-            if directory.suffix != PARTIAL and directory.is_dir():
-                # A damaged manifest takes its own point out, and so every chain through it.
-                with contextlib.suppress(RepositoryUnusable):
-                    found.append(manifest.read(directory))
-        return found
+            if not POINT_ID.fullmatch(directory.name) or not directory.is_dir():
+                continue
+            try:
+                point = manifest.read(directory)
+                if (point.id, point.uuid) != (directory.name, uuid):
+                    troubles[directory.name] = f"its manifest is that of {point.uuid}/{point.id}"
+                    continue
+                found.append(point)
+            except RepositoryUnusable as error:
+                troubles[directory.name] = error.message
+        return found, troubles
 
     def find(self, point: str) -> Point:
         """A point by id.
 
-        :raises UnknownPoint: this repository has none of that id.
+        :raises UnknownPoint: this repository has none of that id, or it is not complete.
         :raises RepositoryUnusable: its manifest cannot be read.
         """
         if POINT_ID.fullmatch(point):
             for domain in self.path.iterdir():
                 if (domain / point).is_dir():
                     return manifest.read(domain / point)
+                if (domain / f"{point}{PARTIAL}").is_dir():
+                    raise UnknownPoint(
+                        f"Point {point} is not complete: its backup runs, or has failed.",
+                        "`virtvault jobs` shows what runs, `virtvault points` what is complete.",
+                    )
+                if (domain / f"{point}{REMOVED}").is_dir():
+                    raise UnknownPoint(
+                        f"Point {point} was pruned.", "`virtvault points` lists what is kept."
+                    )
         raise UnknownPoint(
             f"Repository {self.name} has no point {point}.", "`virtvault points` lists them."
+        )
+
+    def statuses(self, uuid: str) -> list[PointStatus]:
+        """How each of the domain's points is now, the unreadable ones too."""
+        points, troubles = self.scan(uuid)
+        disks = {
+            target: {p.id: d for p in points for d in p.disks if d.target == target}
+            for target in {d.target for p in points for d in p.disks}
+        }
+        found = [
+            self._status(
+                uuid,
+                point.id,
+                [self._trouble(uuid, point.id, disks[d.target]) for d in point.disks],
+            )
+            for point in points
+        ]
+        found += [
+            self._status(uuid, id_, [f"cannot be read: {why}"]) for id_, why in troubles.items()
+        ]
+        return sorted(found, key=lambda status: status.point)
+
+    def _status(self, uuid: str, point: str, troubles: list[str]) -> PointStatus:
+        directory = self.directory(uuid, point)
+        why = next((trouble for trouble in troubles if trouble), "")
+        verdict, verified, state = "", "", "broken" if why else "ok"
+        with contextlib.suppress(RepositoryUnusable):
+            last = sidecar.verdict(directory)
+            if last is not None:
+                verdict, verified = last.verdict, last.at
+                if last.verdict == "bad":
+                    state, why = "bad", last.detail
+        if (directory / sidecar.PRUNING).exists():
+            state, why = "pruning", "it is being pruned"
+        return PointStatus(
+            point=point,
+            repository=self.name,
+            repository_id=self.id,
+            uuid=uuid,
+            state=state,
+            why=why,
+            verdict=verdict,
+            verified=verified,
+            protected=sidecar.protection(directory),
         )
 
     def of_task(self, uuid: str, point: str, task_id: str) -> Point | None:
@@ -81,24 +161,35 @@ class DirectoryRepository:
             id_: ParentDisk(disk, self._trouble(uuid, id_, disks)) for id_, disk in disks.items()
         }
 
-    def chain(self, point: Point, target: str) -> list[Path]:
+    def chain(self, point: Point, target: str, *, force: bool = False) -> list[Path]:
         """The images of one disk from the point's own down to its full.
 
+        :param force: whether one that a verify found bad will do.
+        :raises PointBad: a verify found one of them bad.
+        :raises PointBusy: the point is being pruned.
         :raises RepositoryUnusable: a link is missing or is not what its manifest says.
         """
+        if (self.directory(point.uuid, point.id) / sidecar.PRUNING).exists():
+            raise PointBusy(
+                f"Point {point.id} is being pruned.", "Use another: `virtvault points` lists them."
+            )
         disks = {
             p.id: disk for p in self.points(point.uuid) for disk in p.disks if disk.target == target
         }
-        if trouble := self._trouble(point.uuid, point.id, disks):
+        if trouble := self._damage(point.uuid, point.id, disks):
             raise RepositoryUnusable(
                 f"Disk {target} of point {point.id}: the point {trouble}.",
                 "Restore the missing files, or use a point of another chain.",
             )
-        found, step = [], point.id
-        while step:
-            found.append(self.directory(point.uuid, step) / disks[step].file)
-            step = disks[step].parent
-        return found
+        if not force and (bad := self._verified_bad(point.uuid, point.id, disks)):
+            raise PointBad(
+                f"Disk {target} of point {point.id}: the point {bad}.",
+                "Use a point of another chain. --force takes it as it is: what is read from the "
+                "damaged part is not what was backed up.",
+            )
+        return [
+            self.directory(point.uuid, step) / disks[step].file for step in _steps(point.id, disks)
+        ]
 
     def directory(self, uuid: str, point: str) -> Path:
         """Where a committed point lies."""
@@ -164,23 +255,46 @@ class DirectoryRepository:
         return self.path / uuid
 
     def _trouble(self, uuid: str, point: str, disks: dict[str, PointDisk]) -> str:
-        """Why nothing may build on a point's disk: a link of its chain is not as it should be."""
-        step, seen = point, set[str]()
-        while step:
+        """Why nothing may build on a point's disk."""
+        if (self.directory(uuid, point) / sidecar.PRUNING).exists():
+            return "is being pruned"
+        return self._damage(uuid, point, disks) or self._verified_bad(uuid, point, disks)
+
+    def _damage(self, uuid: str, point: str, disks: dict[str, PointDisk]) -> str:
+        """How a link of its chain is not as it should be."""
+        seen = set[str]()
+        for step in _steps(point, disks):
             if step in seen:
                 return f"needs point {step}, which needs itself"
             seen.add(step)
             disk = disks.get(step)
             if disk is None:
                 return f"needs point {step}, which is not there or damaged"
-            image = self.directory(uuid, step) / disk.file
+            directory = self.directory(uuid, step)
+            image = directory / disk.file
             try:
                 length = image.stat().st_size
             except OSError:
                 return f"needs {image}, which is not there"
-            if length != disk.length:
+            # One that is being pruned may be the base of a merge: it grows, and what kept points
+            # read from it stays the same.
+            if length != disk.length and not (directory / sidecar.PRUNING).exists():
                 return f"needs {image}, which is {length} bytes long and not {disk.length}"
-            step = disk.parent
+        return ""
+
+    def _verified_bad(self, uuid: str, point: str, disks: dict[str, PointDisk]) -> str:
+        """What a verify has found of a link of its chain."""
+        target = disks[point].target
+        for step in _steps(point, disks):
+            try:
+                last = sidecar.verdict(self.directory(uuid, step))
+            except RepositoryUnusable as error:
+                return f"needs point {step}, whose last verdict is not known: {error.message}"
+            if last is not None and any(
+                disk.target == target and disk.verdict == "bad" for disk in last.disks
+            ):
+                on = "was found bad" if step == point else f"needs point {step}, found bad"
+                return f"{on} by a verify on {last.at}: {last.detail.rstrip('.')}"
         return ""
 
     def _identity(self) -> str:
@@ -227,6 +341,17 @@ class DirectoryRepository:
             f"Repository {self.name} cannot be used: {what}.",
             "Mount it, make room or mend its permissions; `virtvault check` tests it.",
         )
+
+
+def _steps(point: str, disks: Mapping[str, PointDisk]) -> Iterator[str]:
+    """The points that hold a disk's chain, from ``point`` down; a loop ends at its second round."""
+    seen = set[str]()
+    while point:
+        yield point
+        if point not in disks or point in seen:
+            return
+        seen.add(point)
+        point = disks[point].parent
 
 
 def create_image(
