@@ -21,7 +21,7 @@ from virtvault.errors import (
     WorkFailed,
 )
 from virtvault.models import BackupRequest, BackupResult, DiskProgress, ExportResult, Point
-from workers import jobs
+from workers import digests, jobs
 from workers.capture.begin import Begin
 from workers.capture.choice import again, let_run
 from workers.capture.way import Capture
@@ -208,6 +208,7 @@ class Backup:
             self.targets,
             plan=self._plan,
             store=self._store,
+            alone=lambda: self.repository.alone(self.run.uuid, self.run.task_id),
             under_way="copying",
         ).go()
 
@@ -232,13 +233,34 @@ class Backup:
         self.ties.step("closing")
         self.targets.close()
         Undo(self.engine, self.run).in_qemu(keep_bitmap=True)
+        proofs = self._prove()
         self.ties.step("committing")
         self.ties.check(self.engine.journal)
-        point = complete(self.run, self.repository, self.settings)
+        point = complete(self.run, self.repository, self.settings, proofs)
         self.repository.commit(point)
         return point
 
     # -- its steps ----------------------------------------------------------------------------
+
+    def _prove(self) -> dict[str, str]:
+        """Read back what the repository has of each disk and keep digests of it; their digests."""
+        self.ties.step("hashing")
+        partial = self.repository.partial(self.run.uuid, self.run.point)
+        found = {}
+        for disk in self.run.draft["disks"]:
+
+            def sample(done: int, total: int, target: str = disk["target"]) -> None:
+                self.ties.sample((DiskProgress(target, done, total, "running"),))
+                self.ties.check(self.engine.journal)
+
+            computed = digests.compute(
+                [partial / disk["file"]],
+                self.settings.runtime_dir,
+                whole=disk["sync"] == "full",
+                sample=sample,
+            )
+            found[disk["target"]] = digests.store(partial, disk["target"], computed)
+        return found
 
     def _follow(self, capture: Capture) -> dict[str, int]:
         """Follow the jobs to their end; the bytes each went through, by target."""

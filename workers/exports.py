@@ -7,6 +7,7 @@ QEMU lets go of it (no ``--persistent``), but for those of a run that is not iso
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -41,6 +42,7 @@ def serve(
     limit: int = 0,
     compress: bool = False,
     stay: bool = False,
+    parent: str = "",
 ) -> Export:
     """Start serving a qcow2 image; returns once it listens.
 
@@ -48,18 +50,25 @@ def serve(
     :param limit: bytes the image file may grow to, held by the kernel (RLIMIT_FSIZE); 0 for none.
     :param stay: whether it outlives its last client: ``drive-backup`` lets go of its target before
         that could be flushed.
+    :param parent: the qcow2 image below it, which is opened without a lock: a merge may write to
+        it or to those below meanwhile, into what the images above hide.
     :raises RepositoryUnusable: qemu-nbd did not start; the message quotes it.
     """
     # An image QEMU filled past the limit gets EFBIG as an NBD error instead of killing qemu-nbd.
     bounded = ["prlimit", f"--fsize={limit}", "env", "--ignore-signal=XFSZ"] if limit else []
+    node: dict[str, object] = {
+        "driver": "qcow2",
+        "file": {"driver": "file", "filename": export.image},
+    }
+    if parent:
+        node["backing"] = {
+            "driver": "qcow2",
+            "read-only": True,
+            "force-share": True,
+            "file": {"driver": "file", "filename": parent, "read-only": True},
+        }
     if compress:
-        image = [
-            "--image-opts",
-            f"driver=compress,file.driver=qcow2,file.file.driver=file,"
-            f"file.file.filename={export.image.replace(',', ',,')}",
-        ]
-    else:
-        image = ["--format=qcow2", export.image]
+        node = {"driver": "compress", "file": node}
     command = [
         *bounded,
         "qemu-nbd",
@@ -71,7 +80,7 @@ def serve(
         "--fork",
         *(["--persistent"] if stay else []),
         f"--pid-file={export.socket}.pid",
-        *image,
+        f"json:{json.dumps(node)}",
     ]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, start_new_session=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -41,8 +42,10 @@ def _backing(layer: Layer) -> BackingImage:
     return BackingImage(layer.filename, layer.driver, entry.st_size, entry.st_mtime_ns)
 
 
-def complete(run: Run, repository: DirectoryRepository, settings: Settings) -> Point:
-    """The point of a run whose images are complete."""
+def complete(
+    run: Run, repository: DirectoryRepository, settings: Settings, digests: Mapping[str, str]
+) -> Point:
+    """The point of a run whose images are complete; ``digests`` are those of their lists."""
     partial = repository.partial(run.uuid, run.point)
     finished: list[PointDisk] = []
     for disk in run.draft["disks"]:
@@ -53,6 +56,7 @@ def complete(run: Run, repository: DirectoryRepository, settings: Settings) -> P
                 **{**disk, "backing": backing},
                 stored=entry.st_blocks * 512,
                 length=entry.st_size,
+                digests=digests[disk["target"]],
             )
         )
     draft = run.draft

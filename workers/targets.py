@@ -102,6 +102,7 @@ class Targets:
             clients=self._settings.nbd_clients,
             compress=self._settings.compression != "none",
             stay=stay,
+            parent=str(Path(image.image).parent / backing) if plan.parent else "",
         )
 
     def flush(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from virtvault.errors import NothingToBackUp, WorkFailed
@@ -27,6 +28,7 @@ __all__ = ["Begin"]
 class Begin:
     """``plan`` decides for one disk; ``store`` makes room for what will be written.
 
+    ``alone`` keeps prune away from the domain's points until what is planned names its parents.
     ``under_way`` is the run's phase once its jobs, or its exports, are there.
     """
 
@@ -37,6 +39,7 @@ class Begin:
     targets: Targets
     plan: Callable[[Capture, Disk], DiskPlan]
     store: Callable[[str], None]
+    alone: Callable[[], AbstractContextManager[None]]
     under_way: str
 
     def go(self) -> Capture:
@@ -64,13 +67,14 @@ class Begin:
         run, journal = self.run, self.engine.journal
         chosen, skipped = self._choose(capture)
         capture.refuse(chosen)
-        plans: Plans = {disk.target: self.plan(capture, disk) for disk in chosen}
-        run.targets = [disk.target for disk in chosen]
-        journal.write(run)
         xml = capture.xml()
-        self.store(xml)
-        uid = os.geteuid() if capture.name == "offline" else qemu_uid(xml)
-        self.targets.open(chosen, plans, uid, capture.name)
+        with self.alone():
+            plans: Plans = {disk.target: self.plan(capture, disk) for disk in chosen}
+            run.targets = [disk.target for disk in chosen]
+            journal.write(run)
+            self.store(xml)
+            uid = os.geteuid() if capture.name == "offline" else qemu_uid(xml)
+            self.targets.open(chosen, plans, uid, capture.name)
 
         run.phase = "standing"
         run.was_running = capture.state == "running"

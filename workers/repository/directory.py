@@ -8,13 +8,16 @@ relatively and with its format, so stock tools open any point and the repository
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from virtvault.errors import (
@@ -203,6 +206,57 @@ class DirectoryRepository:
         """Bytes left to this process."""
         stat = os.statvfs(self.path)
         return stat.f_bavail * stat.f_frsize
+
+    # -- one at a time ------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self, uuid: str, task_id: str, seconds: float = 60.0) -> Iterator[None]:
+        """Hold a domain's points for the moment in which something is decided about them.
+
+        A lock of the file system's, which ends with the process that holds it or, on a network
+        file system, with its host's lease: never stale.
+
+        :raises PointBusy: somebody else has held it all the time.
+        """
+        with self._locked(uuid, ".lock", task_id, seconds):
+            yield
+
+    @contextmanager
+    def pruning(self, uuid: str, task_id: str) -> Iterator[None]:
+        """Hold a domain's chains as the one that merges and removes. As :meth:`alone`.
+
+        :raises PointBusy: somebody else does so.
+        """
+        with self._locked(uuid, ".prune", task_id, 0.0):
+            yield
+
+    @contextmanager
+    def _locked(self, uuid: str, name: str, task_id: str, seconds: float) -> Iterator[None]:
+        try:
+            self._domain(uuid).mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(self._domain(uuid) / name, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unusable(f"{error.filename}: {error.strerror}") from error
+        until = time.monotonic() + seconds
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        holder = os.pread(descriptor, 200, 0).decode() or "unknown"
+                        raise PointBusy(
+                            f"The points of domain {uuid} in repository {self.name} are held by "
+                            f"task {holder}.",
+                            "Wait for it, or stop it with `virtvault cancel`.",
+                        ) from None
+                    time.sleep(0.02)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, task_id.encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
 
     # -- writing ------------------------------------------------------------------------------
 
