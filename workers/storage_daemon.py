@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -30,17 +31,23 @@ class StorageDaemon:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._bound: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
+    def start(self, *, ends_with_us: bool = False) -> None:
         """Start it; returns once it listens.
 
+        :param ends_with_us: whether the kernel kills it with the thread that starts it.
         :raises WorkFailed: it does not start.
         """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._pidfile.unlink(missing_ok=True)
         monitors = []
         for name in ("work", "control"):
             socket = f"socket,id={name},path={self.directory / name}.qmp,server=on,wait=off"
             monitors += ["--chardev", socket, "--monitor", f"chardev={name}"]
+        if ends_with_us:
+            self._start_bound(["qemu-storage-daemon", *monitors, "--pidfile", str(self._pidfile)])
+            return
         done = subprocess.run(
             ["qemu-storage-daemon", *monitors, "--daemonize", "--pidfile", str(self._pidfile)],
             capture_output=True,
@@ -49,10 +56,27 @@ class StorageDaemon:
             start_new_session=True,
         )
         if done.returncode:
-            raise WorkFailed(
-                f"qemu-storage-daemon does not start: {done.stderr.strip()}.",
-                "Install qemu-utils (Debian: qemu-system-common has the daemon too).",
-            )
+            raise _does_not_start(done.stderr)
+
+    def _start_bound(self, command: list[str]) -> None:
+        self._bound = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        # It writes its pid once its monitors listen.
+        until = time.monotonic() + 10
+        while not self._pidfile.exists():
+            if self._bound.poll() is not None or time.monotonic() > until:
+                self._bound.kill()
+                raise _does_not_start(self._bound.communicate()[1])
+            time.sleep(0.005)
+
+    def remove(self) -> None:
+        """Remove what is left of one that has ended."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def alive(self) -> bool:
         """Whether the process is there: by pid and by its command line, since pids come again."""
@@ -76,11 +100,27 @@ class StorageDaemon:
             late = time.monotonic() > until
             with contextlib.suppress(ProcessLookupError, OSError, ValueError):
                 os.kill(int(self._pidfile.read_text()), signal.SIGKILL if late else signal.SIGTERM)
-            time.sleep(0.05)
+            self._reap()
+            time.sleep(0.01)
+        self._reap()
+
+    def _reap(self) -> None:
+        """One that is our own child stays listed until we have asked for its end."""
+        if self._bound is not None and self._bound.poll() is not None:
+            assert self._bound.stderr is not None
+            self._bound.stderr.close()
+            self._bound = None
 
     @property
     def _pidfile(self) -> Path:
         return self.directory / "daemon.pid"
+
+
+def _does_not_start(said: str) -> WorkFailed:
+    return WorkFailed(
+        f"qemu-storage-daemon does not start: {said.strip()}.",
+        "Install qemu-utils (Debian: qemu-system-common has the daemon too).",
+    )
 
 
 # By what a run is: the beginning of its daemon's directory.
