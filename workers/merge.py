@@ -35,7 +35,7 @@ from workers.prune_plan import Merge
 from workers.repository import DirectoryRepository, manifest, sidecar
 from workers.storage_daemon import daemon_of
 
-__all__ = ["BEGUN", "Damaged", "Merging", "finish_switch"]
+__all__ = ["BEGUN", "MARKED", "Damaged", "Merging", "drop_old_lists", "finish_switch"]
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,10 @@ class Merging:
 
     def _require_unread(self, monitor: Monitor, merge: Merge) -> None:
         """Who reads a point that goes has its image locked; ``pruning.json`` keeps others away."""
-        for point in merge.removed[:-1]:
+        for point in (*merge.removed[:-1], *merge.losing):
             image = self._image(point, merge.target)
+            if not image.exists():
+                continue  # a point that goes was without it already
             try:
                 monitor.execute("blockdev-add", **_node("probe", image, None, writable=True))
             except MonitorError as error:
@@ -152,7 +154,7 @@ class Merging:
     def _mark_begun(self, merge: Merge) -> None:
         """From here on the points between are lost, and the merge must be done."""
         expected, touched, listed = self._expected(merge)
-        for point in (*merge.removed[:-1], merge.base):
+        for point in (*merge.losing, *merge.removed[:-1], merge.base):
             directory = self._directory(point)
             mark = sidecar.read(directory, sidecar.PRUNING) or {}
             mark["state"] = BEGUN
@@ -275,6 +277,14 @@ class Merging:
                 sync_directory(top)
                 sync_directory(base.parent)
             finish_switch(top)
+        self.forget(merge)
+
+    def forget(self, merge: Merge) -> None:
+        """Say that nothing of the merge is left to do: the points between still have to go."""
+        directory = self._directory(merge.base)
+        mark = sidecar.read(directory, sidecar.PRUNING) or {}
+        if mark.get("merges", {}).pop(merge.target, None) is not None:
+            sidecar.write(directory, sidecar.PRUNING, mark)
 
     def _write_switch(self, merge: Merge, base: Path) -> None:
         top = self._directory(merge.top)
@@ -356,6 +366,11 @@ def finish_switch(directory: Path) -> None:
     point = manifest.read(directory)
     durable_write(directory / manifest.FILE, manifest.text(point))
     sidecar.drop(directory, sidecar.SWITCH)
+
+
+def drop_old_lists(directory: Path) -> None:
+    """Remove the lists of digests that the manifest does not name (any more)."""
+    point = manifest.read(directory)
     kept = {digests.file_name(disk.target, disk.digests) for disk in point.disks if disk.digests}
     for path in directory.glob("*.digests"):
         if path.name not in kept:

@@ -27,7 +27,7 @@ from workers import prune_plan, retention
 from workers.backup import Duplicate
 from workers.engine import Engine, Ties, now, tag_of
 from workers.journal import HeldElsewhere, Run, sync_directory
-from workers.merge import BEGUN, MARKED, Damaged, Merging, finish_switch
+from workers.merge import BEGUN, MARKED, Damaged, Merging, drop_old_lists, finish_switch
 from workers.prune_plan import Merge
 from workers.repository import manifest, open_repository, sidecar
 from workers.repository.directory import PARTIAL, REMOVED
@@ -132,6 +132,9 @@ class _Prune:
                 break
         found = {point.id: point for point in points}
         self._remove(uuid, [found[id_] for id_ in plan.removed], plan.merges)
+        for point in points:
+            if point.id not in plan.removed:
+                drop_old_lists(self.repository.directory(uuid, point.id))
         self._tell(points, decisions, plan.kept_back, plan.removed)
 
     def _work_on(self, points: list[Point]) -> None:
@@ -165,10 +168,17 @@ class _Prune:
         for directory in sorted(self.repository.directory(uuid, "").glob("*-*")):
             mark = sidecar.read(directory, sidecar.PRUNING) if directory.is_dir() else None
             for entry in ((mark or {}).get("merges") or {}).values():
-                wanted = {**entry, "removed": tuple(entry["removed"])}
-                merge = Merge(**{key: wanted[key] for key in ("target", "top", "removed", "below")})
+                merge = Merge(
+                    entry["target"],
+                    entry["top"],
+                    tuple(entry["removed"]),
+                    entry["below"],
+                    tuple(entry["losing"]),
+                )
                 if self._still(uuid, merge):
                     merging.finish(merge)
+                else:
+                    merging.forget(merge)  # killed right after its last step
 
     def _still(self, uuid: str, merge: Merge) -> bool:
         """Whether the kept point stands on what goes, still."""

@@ -20,12 +20,15 @@ class Merge:
 
     ``removed`` are the points between, the one next to ``top`` first; the image of the last one is
     what the others are committed into. ``below`` is what that stands on, empty for nothing.
+    ``losing`` are other points that go and stand on one of these: from the merge's beginning on
+    they are not what they were.
     """
 
     target: str
     top: str
     removed: tuple[str, ...]
     below: str
+    losing: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:
@@ -78,8 +81,25 @@ def _merges(found: Mapping[str, Point], removed: Collection[str]) -> list[Merge]
                 group.append(below)
                 below = _parent(found[below], disk.target)
             if group:
-                merges.append(Merge(disk.target, point.id, tuple(group), below))
+                losing = [
+                    id_
+                    for id_ in sorted(set(removed) - set(group))
+                    if set(group) & set(_chain(found, id_, disk.target))
+                ]
+                merges.append(
+                    Merge(disk.target, point.id, tuple(group), below, losing=tuple(losing))
+                )
     return merges
+
+
+def _chain(found: Mapping[str, Point], point: str, target: str) -> list[str]:
+    """The points a point's disk stands on."""
+    chain: list[str] = []
+    step = _parent(found[point], target)
+    while step in found and step not in chain:
+        chain.append(step)
+        step = _parent(found[step], target)
+    return chain
 
 
 def _conflicts(
