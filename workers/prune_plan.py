@@ -84,7 +84,7 @@ def _merges(found: Mapping[str, Point], removed: Collection[str]) -> list[Merge]
                 losing = [
                     id_
                     for id_ in sorted(set(removed) - set(group))
-                    if set(group) & set(_chain(found, id_, disk.target))
+                    if set(group) & set(_going(found, removed, id_, disk.target))
                 ]
                 merges.append(
                     Merge(disk.target, point.id, tuple(group), below, losing=tuple(losing))
@@ -92,11 +92,13 @@ def _merges(found: Mapping[str, Point], removed: Collection[str]) -> list[Merge]
     return merges
 
 
-def _chain(found: Mapping[str, Point], point: str, target: str) -> list[str]:
-    """The points a point's disk stands on."""
+def _going(
+    found: Mapping[str, Point], removed: Collection[str], point: str, target: str
+) -> list[str]:
+    """The points that go too and that a point's disk stands on, down to the first that stays."""
     chain: list[str] = []
     step = _parent(found[point], target)
-    while step in found and step not in chain:
+    while step in removed and step not in chain:
         chain.append(step)
         step = _parent(found[step], target)
     return chain
