@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import subprocess
 import uuid as uuids
 from pathlib import Path
@@ -23,15 +24,22 @@ SIZE = 6 * MIB + 5 * 512
 class Stored:
     """One domain's points in a repository of its own, with what each must read as."""
 
-    def __init__(self, directory: Path, seed: int = 1, targets: tuple[str, ...] = ("vda",)) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        seed: int = 1,
+        targets: tuple[str, ...] = ("vda",),
+        size: int = SIZE,
+    ) -> None:
         self.random = random.Random(seed)
+        self.size = size
         self.targets = targets
         self.uuid = str(uuids.uuid5(uuids.NAMESPACE_OID, str(seed)))
         (directory / "repo").mkdir(parents=True)
         self.settings = Settings(
             host="lab",
             state_dir=str(directory / "state"),
-            runtime_dir=f"/run/{directory.name}",
+            runtime_dir=f"/run/{directory.parent.name}",
             repositories={"main": RepositorySettings("main", str(directory / "repo"))},
             poll_min=0.05,
             poll_max=0.2,
@@ -41,8 +49,15 @@ class Stored:
         self.content: dict[tuple[str, str], str] = {}
         self._count = 0
 
-    def take(self, parent: str = "", **parents: str) -> str:
-        """Store a point that stands on ``parent`` (empty: a full), or on one for each disk."""
+    def close(self) -> None:
+        """Remove what the directory that was given does not hold."""
+        shutil.rmtree(self.settings.runtime_dir, ignore_errors=True)
+
+    def take(self, parent: str = "", content: str = "", **parents: str) -> str:
+        """Store a point that stands on ``parent`` (empty: a full), or on one for each disk.
+
+        ``content`` is a command of qemu-io's in place of writes by chance.
+        """
         self._count += 1
         minute, second = divmod(self._count, 60)
         id_ = f"20260101T{minute // 60:02}{minute % 60:02}{second:02}Z-{self._count:08x}"
@@ -52,8 +67,8 @@ class Stored:
             below = parents.get(target, parent)
             image = partial / f"{target}.qcow2"
             backing = f"../{below}/{target}.qcow2" if below else ""
-            create_image(image, SIZE, backing=backing)
-            self._write(image)
+            create_image(image, self.size, backing=backing)
+            self._write(image, content)
             made = digests.compute([image], self.settings.runtime_dir, whole=not below)
             entry = image.stat()
             disks.append(
@@ -63,7 +78,7 @@ class Stored:
                     sync="incremental" if below else "full",
                     parent=below,
                     reason="",
-                    virtual_size=SIZE,
+                    virtual_size=self.size,
                     transferred=0,
                     stored=entry.st_blocks * 512,
                     length=entry.st_size,
@@ -114,10 +129,9 @@ class Stored:
     def read(self, id_: str, target: str) -> str:
         """A digest of what stock tools read of a point's disk, by the images' own headers."""
         flat = Path(self.settings.state_dir).parent / "flat.raw"
-        subprocess.run(
-            ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", self.image(id_, target), flat],
-            check=True,
-        )  # fmt: skip
+        image = self.image(id_, target)
+        command = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", image, flat]
+        subprocess.run(command, check=True)
         return hashlib.sha256(flat.read_bytes()).hexdigest()
 
     def assert_equal(self, ids: list[str]) -> None:
@@ -145,15 +159,15 @@ class Stored:
                 assert code in (0, 3)
         assert {s.state for s in self.repository.statuses(self.uuid)} == {"ok"}
 
-    def _write(self, image: Path) -> None:
-        commands = []
-        for _ in range(self.random.randint(2, 7)):
-            granules = SIZE // 65536 + 1
+    def _write(self, image: Path, content: str) -> None:
+        commands = ["-c", content] if content else []
+        for _ in range(0 if content else self.random.randint(2, 7)):
+            granules = self.size // 65536 + 1
             first = self.random.randrange(granules)
             start = first * 65536
-            length = min(self.random.randint(1, 12) * 65536, SIZE - start)
+            length = min(self.random.randint(1, 12) * 65536, self.size - start)
             if self.random.random() < 0.2:  # as a guest's own small write in a granule
-                length = min(512, SIZE - start)
+                length = min(512, self.size - start)
             what = f"-P {self.random.randint(1, 250)}" if self.random.random() < 0.7 else "-z"
             commands += ["-c", f"write -q {what} {start} {length}"]
         subprocess.run(["qemu-io", "-f", "qcow2", *commands, image], check=True)

@@ -34,8 +34,10 @@ from workers.storage_daemon import StorageDaemon, daemon_of
 
 
 @pytest.fixture
-def stored(workdir: Path) -> Stored:
-    return Stored(workdir / "s")
+def stored(workdir: Path) -> Iterator[Stored]:
+    made = Stored(workdir / "s")
+    yield made
+    made.close()
 
 
 def run(engine: Engine, *points: str, task_id: str = "", **request: object) -> PruneResult:

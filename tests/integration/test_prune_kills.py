@@ -67,6 +67,7 @@ def test_every_kept_point_reads_the_same_after_each_kill(workdir: Path, seed: in
     assert not _marked(stored)
     # Kills alone would prove nothing.
     assert merges > 20
+    stored.close()
 
 
 def _readable(stored: Stored) -> list[str]:
