@@ -108,7 +108,7 @@ class Merging:
         self.ties.step("proving")
         for point in (merge.top, *merge.removed[:-1]):
             disk = self._disk(point, merge.target)
-            if disk.digests:
+            if self._listed(point, merge.target) is not None:
                 damage = digests.check(
                     self._directory(point), disk, self.runtime, self._sample(merge.target)
                 )
@@ -132,21 +132,17 @@ class Merging:
         above = [self._image(point, merge.target) for point in (merge.top, *merge.removed[:-1])]
         base, whole = self._image(merge.base, merge.target), not merge.below
         touched = digests.touched(above)
-        known = self._disk(merge.base, merge.target)
-        listed: dict[int, str] = {}
-        if known.digests:
-            listed = digests.load(self._directory(merge.base), merge.target, known.digests)
+        listed = self._listed(merge.base, merge.target)
+        if listed is not None:
             found = digests.compute([base], self.runtime, whole=whole, chunks=touched)
             before = {chunk: listed[chunk] for chunk in touched & listed.keys()}
             if wrong := digests.differing(before, found):
                 raise self._damaged(
-                    merge.base, f"{known.file} differs from what was stored at {wrong[0]} MiB."
+                    merge.base, f"{base.name} differs from what was stored at {wrong[0]} MiB."
                 )
         expected = digests.compute([*above, base], self.runtime, whole=whole, chunks=touched)
-        complete = all(
-            self._disk(point, merge.target).digests for point in (merge.top, *merge.removed)
-        )
-        if not complete:
+        above_listed = [self._listed(id_, merge.target) for id_ in (merge.top, *merge.removed[:-1])]
+        if listed is None or None in above_listed:
             return expected, touched, ""
         made = {chunk: one for chunk, one in listed.items() if chunk not in touched} | expected
         return expected, touched, digests.store(self._directory(merge.top), merge.target, made)
@@ -325,6 +321,17 @@ class Merging:
 
     def _disk(self, point: str, target: str) -> PointDisk:
         return next(disk for disk in self._point(point).disks if disk.target == target)
+
+    def _listed(self, point: str, target: str) -> dict[int, str] | None:
+        """The digests of a point's own image; None where there are none, or none any more."""
+        disk = self._disk(point, target)
+        if not disk.digests:
+            return None
+        try:
+            return digests.load(self._directory(point), target, disk.digests)
+        except RepositoryUnusable as error:
+            log.warning("disk %s of point %s is merged unproven: %s", target, point, error)
+            return None
 
     def _sample(self, target: str) -> Callable[[int, int], None]:
         def sample(done: int, total: int) -> None:

@@ -133,14 +133,16 @@ def test_what_is_protected_and_what_is_newest_stays(stored: Stored) -> None:
     assert stored.ids() == [ids[1], ids[3]]
 
 
-def test_points_of_a_former_version_are_merged_without_digests(stored: Stored) -> None:
+@pytest.mark.parametrize("lost", ["of a former version", "lost its list"])
+def test_what_has_no_digests_is_merged_and_has_none_then(stored: Stored, lost: str) -> None:
     ids = stored.chain(4)
     directory = stored.repository.directory(stored.uuid, ids[1])
     point = manifest.read(directory)
     for path in directory.glob("*.digests"):
         path.unlink()
-    old = replace(point, disks=(replace(point.disks[0], digests=""),))
-    (directory / manifest.FILE).write_text(manifest.text(old))
+    if lost == "of a former version":
+        old = replace(point, disks=(replace(point.disks[0], digests=""),))
+        (directory / manifest.FILE).write_text(manifest.text(old))
     run(stored.engine, ids[1])
     stored.assert_equal([ids[0], *ids[2:]])
     assert stored.repository.find(ids[2]).disks[0].digests == ""
