@@ -11,7 +11,7 @@ from tasks.catalog import Catalog
 from tasks.sweep import sweep
 from virtvault import queues, schemas
 from virtvault.errors import VirtvaultError
-from virtvault.models import Point
+from virtvault.models import Point, PointStatus
 
 __all__ = ["register"]
 
@@ -22,10 +22,7 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
     @app.task(name=queues.RECORD, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def record(payload: dict[str, Any]) -> str:
         """Idempotent; its SUCCESS lets the hypervisor drop the entry from its spool."""
-        if "point" in payload:
-            catalog.record_point(schemas.load(Point, payload["point"]))
-        if "run" in payload:
-            catalog.record_run(payload["run"])
+        catalog.record(payload)
         return "recorded"
 
     @app.task(name=queues.POINTS, send_events=False)  # type: ignore[untyped-decorator]
@@ -35,6 +32,32 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
     @app.task(name=queues.SHOW, send_events=False)  # type: ignore[untyped-decorator]
     def show(point: str) -> dict[str, Any] | None:
         return catalog.show(point)
+
+    @app.task(name=queues.STATUSES, send_events=False)  # type: ignore[untyped-decorator]
+    def statuses(domain: str = "") -> list[dict[str, Any]]:
+        return catalog.statuses(domain)
+
+    @app.task(name=queues.FATE, send_events=False)  # type: ignore[untyped-decorator]
+    def fate(point: str) -> dict[str, Any]:
+        return catalog.fate(point)
+
+    @app.task(name=queues.KNOWN, send_events=False)  # type: ignore[untyped-decorator]
+    def known() -> dict[str, dict[str, list[str]]]:
+        return catalog.known()
+
+    @app.task(name=queues.REBUILD, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
+    def rebuild(page: dict[str, Any]) -> str:
+        """One domain of one repository, as the repository itself has it."""
+        catalog.rebuild(
+            page["repository_id"],
+            page["uuid"],
+            page["at"],
+            [schemas.load(Point, item) for item in page["points"]],
+            [schemas.load(PointStatus, item) for item in page["statuses"]],
+            page["gone"],
+            page["unreadable"],
+        )
+        return "rebuilt"
 
     @app.task(name=queues.SWEEP, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
     def sweep_task() -> None:

@@ -8,18 +8,19 @@ from typing import Any
 from celery import Celery
 
 from tasks import revocation
+from tasks.spool import Spool
 from virtvault import queues, schemas
 from virtvault.errors import VirtvaultError
 from virtvault.models import BitmapRequest
-from workers import bitmaps, job_control, job_listing, questions
-from workers.engine import Engine
+from workers import bitmaps, job_control, job_listing, questions, stored
+from workers.engine import Engine, now
 
 __all__ = ["register"]
 
 Plain = dict[str, Any]
 
 
-def register(app: Celery, engine: Engine) -> None:
+def register(app: Celery, engine: Engine, spool: Spool) -> None:
     """Add the control tasks: answered from live state alone, and no events for Flower's list."""
 
     def domains() -> list[Plain]:
@@ -35,8 +36,23 @@ def register(app: Celery, engine: Engine) -> None:
         return [schemas.dump(line) for line in questions.check(engine)]
 
     def find_point(point: str) -> Plain | None:
-        found = questions.find_point(engine, point)
+        found = stored.find(engine, point)
         return schemas.dump(found) if found else None
+
+    def protect(point: str, reason: str = "") -> Plain:
+        """An empty reason takes the protection back."""
+        at = now()
+        statuses = (
+            stored.protect(engine, point, reason) if reason else stored.unprotect(engine, point)
+        )
+        spool.statuses(statuses, at)
+        return next(schemas.dump(status) for status in statuses if status.point == point)
+
+    def scan(repository: str = "", uuid: str = "") -> Any:
+        """What repositories there are; or with a domain's ``uuid``, its points in one of them."""
+        if uuid:
+            return schemas.dump(stored.contents(engine, repository, uuid))
+        return [schemas.dump(listing) for listing in stored.listings(engine)]
 
     # ``name`` is a task's id or, with its domain's ``uuid``, a job's.
 
@@ -74,6 +90,8 @@ def register(app: Celery, engine: Engine) -> None:
         queues.JOBS: jobs,
         queues.CHECK: check,
         queues.FIND_POINT: find_point,
+        queues.PROTECT: protect,
+        queues.SCAN: scan,
         queues.CANCEL: cancel,
         queues.PAUSE: pause,
         queues.RESUME: resume,

@@ -63,7 +63,8 @@ def run_control(given: Settings) -> None:
     # Who asks waits for control_timeout: a QEMU that hangs must not use all of it up.
     given = replace(given, qmp_timeout=min(given.qmp_timeout, given.control_timeout / 3))
     app, engine = control_app(given), Engine.of(given)
-    control.register(app, engine)
+    # The worker's spool: what is not delivered from here is delivered by its housekeeping.
+    control.register(app, engine, Spool(app, given.state_dir))
     revocation.obey(app, engine, runs.connect(given))
     # Here, not in the worker: events are heard while that one is stopped or being upgraded.
     events.watch(given)

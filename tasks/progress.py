@@ -123,7 +123,7 @@ class Running:
 
 def in_words(progress: Progress) -> str:
     """A sample as Flower's column shows it."""
-    if progress.phase != "copying":
+    if progress.phase not in ("copying", "verifying"):
         return progress.phase
     words = f"{progress.percent:.0f} % · {progress.rate / 2**20:.0f} MiB/s"
     return words + (f" · ETA {progress.eta:.0f} s" if progress.eta >= 0 else "")

@@ -41,9 +41,10 @@ class Spool:
         """A point was committed."""
         self._add(f"record-point-{point.id}", {"point": schemas.dump(point)})
 
-    def statuses(self, statuses: list[PointStatus]) -> None:
-        """Points are now so: a verify, a protect, or a look at the repository has told."""
-        self._add(f"record-statuses-{now()}", {"statuses": [schemas.dump(s) for s in statuses]})
+    def statuses(self, statuses: list[PointStatus], at: str) -> None:
+        """Points were so when somebody began to look at them, at ``at``."""
+        plain = [schemas.dump(status) for status in statuses]
+        self._add(f"record-statuses-{at}", {"statuses": plain, "at": at})
 
     def removed(self, repository_id: str, points: list[str]) -> None:
         """Points were pruned."""

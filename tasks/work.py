@@ -20,7 +20,12 @@ from tasks import revocation
 from tasks.progress import Running
 from tasks.spool import Spool
 from virtvault import queues, schemas
-from virtvault.errors import Cancelled, UnknownPoint, VirtvaultError, WorkFailed
+from virtvault.errors import (
+    Cancelled,
+    RepositoryUnusable,
+    VirtvaultError,
+    WorkFailed,
+)
 from virtvault.models import (
     BackupRequest,
     ExportResult,
@@ -35,10 +40,10 @@ from workers.backup import Duplicate, backup
 from workers.engine import Engine, Ties, now
 from workers.jobs import Detached
 from workers.prune import prune
-from workers.repository import open_repository
+from workers.repository import DirectoryRepository, open_repository
 from workers.restore import restore
 from workers.serve import serve
-from workers.verify import verify
+from workers.verify import domains_of, verify
 
 __all__ = ["register"]
 
@@ -53,6 +58,13 @@ def register(
     """Add the long tasks to a hypervisor's app."""
     settings = engine.settings
 
+    def tell(repository: DirectoryRepository, uuids: set[str]) -> None:
+        """How all points of these domains are now: a missing link is seen as soon as we look."""
+        at = now()
+        # The work is done; a repository that goes away just now is told by the next look.
+        with contextlib.suppress(RepositoryUnusable):
+            spool.statuses([s for uuid in sorted(uuids) for s in repository.statuses(uuid)], at)
+
     def backup_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
         wanted = schemas.load(BackupRequest, request)
         done = backup(engine, wanted, ties)
@@ -60,6 +72,7 @@ def register(
             return schemas.dump(done)
         repository = open_repository(settings, done.repository)
         spool.point(repository.find(done.point))
+        tell(repository, {done.uuid})
         return schemas.dump(done)
 
     def restore_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
@@ -68,22 +81,30 @@ def register(
     def verify_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
         done = verify(engine, schemas.load(VerifyRequest, request), ties)
         repository = open_repository(settings, done.repository)
-        uuids = {repository.find(verdict.point).uuid for verdict in done.verdicts}
-        spool.statuses([s for uuid in sorted(uuids) for s in repository.statuses(uuid)])
+        tell(repository, domains_of(repository, [verdict.point for verdict in done.verdicts]))
         return schemas.dump(done)
 
     def serve_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
         return schemas.dump(serve(engine, schemas.load(ServeRequest, request), ties))
 
     def prune_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
-        done = prune(engine, schemas.load(PruneRequest, request), ties)
-        if not done.dry_run and done.removed:
+        wanted = schemas.load(PruneRequest, request)
+        done = prune(engine, wanted, ties)
+        if not done.dry_run:
             repository = open_repository(settings, done.repository)
-            for point in sorted({into for removed in done.removed for into in removed.into}):
-                # One that was merged into, and then removed itself, is among the removed.
-                with contextlib.suppress(UnknownPoint):
-                    spool.point(repository.find(point))
-            spool.removed(repository.id, [removed.point for removed in done.removed])
+            changed = {removed.domain for removed in done.removed}
+            uuids = set()
+            for kept in done.kept:
+                if kept.domain not in changed:
+                    continue
+                point = repository.find(kept.point)
+                uuids.add(point.uuid)
+                # Others were merged into it, by this task or by one that was killed.
+                if point.merged:
+                    spool.point(point)
+            if changed:
+                spool.removed(repository.id, [removed.point for removed in done.removed])
+                tell(repository, uuids)
         return schemas.dump(done)
 
     bodies: dict[str, Body] = {

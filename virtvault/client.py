@@ -13,12 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from virtvault import events, queues, runs, schemas
-from virtvault.connection import Connection
-from virtvault.errors import (
-    UnknownPoint,
-    UnknownRepository,
-    UnknownTask,
-)
+from virtvault.errors import UnknownRepository, UnknownTask
 from virtvault.handle import READY, RESULTS, Handle
 from virtvault.models import (
     BackupRequest,
@@ -37,11 +32,12 @@ from virtvault.models import (
     VerifyRequest,
 )
 from virtvault.runs import RunRecord
+from virtvault.stored import StoredPoints
 
 __all__ = ["Client", "Handle"]
 
 
-class Client(Connection):
+class Client(StoredPoints):
     """Enqueues work and asks questions. Holds no libvirt and no database; safe to keep open."""
 
     # -- long work ----------------------------------------------------------------------------
@@ -199,7 +195,7 @@ class Client(Connection):
     def prune(
         self,
         *,
-        host: str,
+        host: str = "",
         repository: str = "",
         domain: str = "",
         rules: RetentionRules | None = None,
@@ -207,24 +203,29 @@ class Client(Connection):
         dry_run: bool = False,
         speed: int = 0,
     ) -> Handle:
-        """Enqueue a prune of a repository, by a hypervisor that has it. Fields: ``PruneRequest``.
+        """Enqueue a prune of a repository. Fields: :class:`PruneRequest`.
 
-        :raises BadInput: a field is wrong.
+        :param host: the hypervisor that prunes. Default: one that has the repository.
+        :param domain: a name or uuid, also of a domain that is gone and has points.
+        :raises BadInput: a field is wrong, or several repositories could be meant.
         :raises NotReachable: Redis or that hypervisor does not answer.
         """
         request = schemas.load(
             PruneRequest,
             {
                 "repository": repository,
-                "domain": domain,
+                "domain": self.find_uuid(domain) if domain else "",
                 "rules": schemas.dump(rules or RetentionRules()),
                 "points": list(points),
                 "dry_run": dry_run,
                 "speed": speed,
             },
         )
-        self._host(host)
-        return self._submit(queues.PRUNE, host, schemas.dump(request))
+        if points and not (host and repository):
+            host, repository = self._reader(self.show(points[0]), host, repository)
+        host, repository = self._keeper(host, repository, request.domain)
+        payload = {**schemas.dump(request), "repository": repository}
+        return self._submit(queues.PRUNE, host, payload)
 
     def handle(self, task_id: str) -> Handle:
         """The handle of a task that was enqueued before.
@@ -342,23 +343,6 @@ class Client(Connection):
         """
         return events.read(self.redis, domain, names, host, last, follow)
 
-    def points(self, domain: str = "") -> list[Point]:
-        """The points in the catalog, of one domain (name or uuid) or all, oldest first."""
-        answer = self._question(queues.CENTRAL, queues.POINTS, domain)
-        return [schemas.load(Point, item) for item in answer]
-
-    def show(self, point: str) -> Point:
-        """One point, from the catalog or else from a repository that has it.
-
-        :raises UnknownPoint: neither does.
-        """
-        answer = self._question(queues.CENTRAL, queues.SHOW, point)
-        for host in [] if answer else self._living():
-            answer = answer or self._ask(host, queues.FIND_POINT, point)
-        if not answer:
-            raise UnknownPoint(f"No point {point!r} is known.", "`virtvault points` lists them.")
-        return schemas.load(Point, answer)
-
     def cancel(self, name: str, *, host: str = "", domain: str = "", others: bool = False) -> str:
         """Cancel a queued or running task, or a job; gives a sentence on what was done.
 
@@ -390,9 +374,8 @@ class Client(Connection):
 
     def _work_on(self, task: str, request: Any, known: Point, host: str, repository: str) -> Handle:
         """Enqueue work on a stored point, where it was made unless told otherwise."""
-        host = host or known.host
-        self._host(host)
-        payload = {**schemas.dump(request), "repository": repository or known.repository}
+        host, repository = self._reader(known, host, repository)
+        payload = {**schemas.dump(request), "repository": repository}
         return self._submit(task, host, payload)
 
     def _submit(self, task: str, host: str, payload: dict[str, Any]) -> Handle:

@@ -43,6 +43,8 @@ RECORD = "virtvault.record"
 POINTS = "virtvault.points"
 SHOW = "virtvault.show"
 STATUSES = "virtvault.statuses"
+FATE = "virtvault.fate"
+KNOWN = "virtvault.known"
 REBUILD = "virtvault.rebuild"
 SWEEP = "virtvault.sweep"
 

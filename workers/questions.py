@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from pathlib import Path
 
-from virtvault.errors import RepositoryUnusable, UnknownPoint, VirtvaultError
-from virtvault.models import CheckLine, DiskInfo, Point
+from virtvault.errors import VirtvaultError
+from virtvault.models import CheckLine, DiskInfo
 from workers import disks as disk_view
 from workers.capabilities import MINIMUM, parse_as_of
 from workers.engine import Engine
 from workers.repository import open_repository
 
-__all__ = ["check", "disks", "find_point"]
+__all__ = ["check", "disks"]
 
 TOOLS = {
     "qemu-img": "qemu-utils",
@@ -32,15 +31,6 @@ def disks(engine: Engine, domain: str) -> list[DiskInfo]:
         return [disk.info() for disk in disk_view.discover(monitor, monitor.xml())]
     finally:
         monitor.close()
-
-
-def find_point(engine: Engine, point: str) -> Point | None:
-    """A point in any of this host's repositories, None where there is none."""
-    for name in engine.settings.repositories:
-        # One that is not there now does not hide what another has.
-        with contextlib.suppress(UnknownPoint, RepositoryUnusable):
-            return open_repository(engine.settings, name).find(point)
-    return None
 
 
 def check(engine: Engine) -> list[CheckLine]:

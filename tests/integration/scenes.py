@@ -19,6 +19,7 @@ from virtvault.models import BackupRequest, BackupResult, ExportResult, Point, P
 from workers.backup import backup
 from workers.bitmap_names import PREFIX
 from workers.engine import Engine, Ties, tag_of
+from workers.repository.directory import LOCKS
 
 Boot = Callable[..., Guest]
 TakePoints = Callable[[Guest], Points]
@@ -166,12 +167,12 @@ def files(*directories: str | Path) -> list[str]:
 
 
 def committed(engine: Engine, repository: str = "main") -> list[str]:
-    """Every file in the repository but the one that holds its identity, with its length."""
+    """Every file in the repository but its identity and its locks, with its length."""
     root = Path(engine.settings.repositories[repository].path)
     return [
         f"{path} {Path(path).stat().st_size}"
         for path in files(root)
-        if Path(path).name != "repository.json"
+        if Path(path).name != "repository.json" and Path(path).parent.name != LOCKS
     ]
 
 

@@ -25,7 +25,7 @@ from virtvault.errors import (
 )
 from virtvault.models import BackupRequest
 from virtvault.settings import RepositorySettings
-from workers import job_control, job_listing, questions
+from workers import job_control, job_listing, questions, stored
 from workers.backup import backup
 from workers.engine import Engine, Ties
 
@@ -97,7 +97,7 @@ def test_questions_about_what_is_not_there_are_answered_so(boot: Boot, engine: E
         with pytest.raises(UnknownTask, match="no block jobs") as caught:
             ask(engine, "no-such-task")
         assert caught.value.mend
-    assert questions.find_point(engine, "20200101T000000Z-00000000") is None
+    assert stored.find(engine, "20200101T000000Z-00000000") is None
     guest = boot(VDA, extra_devices=EMPTY_CDROM)
     assert [(d.target, d.skip) for d in questions.disks(engine, guest.name)] == [
         ("vda", ""),

@@ -378,13 +378,13 @@ def test_a_listing_is_one_line_each_and_prints_names_as_they_are(fake: type[Fake
 
 @pytest.mark.parametrize("command", ["hosts", "domains", "points", "jobs"])
 def test_an_empty_listing(fake: type[FakeClient], command: str) -> None:
-    fake.answers[command] = []
+    fake.answers.update({command: [], "statuses": []})
     assert run(command).stdout.startswith("No ")
     assert document(run(command, "--json")) == []
 
 
 def test_points_and_show(fake: type[FakeClient]) -> None:
-    fake.answers.update(points=[A_POINT], show=A_POINT)
+    fake.answers.update(points=[A_POINT], show=A_POINT, statuses=[], status=None)
     table = run("points", "web").stdout
     assert all(text in table for text in (POINT, "vda:F", "512.0 MiB", "agent-frozen"))
     shown = run("show", POINT).stdout

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from virtvault.errors import RepositoryUnusable, UnknownPoint, UnknownRepository
-from virtvault.models import Point, PointDisk
+from virtvault.models import MANIFEST_VERSION, Point, PointDisk
 from virtvault.settings import RepositorySettings, Settings
+from workers.images import require_own_backing
 from workers.repository import DirectoryRepository, manifest, open_repository
 from workers.repository.directory import create_image
 
@@ -23,6 +28,13 @@ FIRST = "20260101T000000Z-11111111"
 SECOND = "20260102T000000Z-22222222"
 THIRD = "20260103T000000Z-33333333"
 SIZE = 2**20
+# Of the guest's disks when those points were taken.
+CONTENT_OF_VERSION_1 = {
+    ("20261123T182659", "vda"): "561f750e",
+    ("20261123T182659", "vdb"): "a11f004d",
+    ("20261123T182701", "vda"): "8ad13859",
+    ("20261123T182701", "vdb"): "68c9e0c1",
+}
 
 
 @pytest.fixture
@@ -320,14 +332,134 @@ def test_a_chain_that_bites_its_tail_is_no_chain(repository: DirectoryRepository
 
 def test_a_manifest_is_the_same_after_being_read(repository: DirectoryRepository) -> None:
     point = store(repository, FIRST)
-    directory = repository.directory(UUID, FIRST)
-    assert manifest.read(directory) == point
-    data = json.loads((directory / manifest.FILE).read_text())
-    for change in ({"schema_version": 2}, {"surprise": 1}):
-        (directory / manifest.FILE).write_text(json.dumps({**data, **change}))
-        with pytest.raises(RepositoryUnusable, match="cannot be used") as caught:
-            manifest.read(directory)
-        assert caught.value.mend
+    assert manifest.read(repository.directory(UUID, FIRST)) == point
+
+
+def _resealed(data: dict[str, Any]) -> dict[str, Any]:
+    """As somebody would who knows the format."""
+    content = {key: value for key, value in data.items() if key != "seal"}
+    return {**content, "seal": manifest._seal(content)}
+
+
+DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
+    "cut off": (lambda text: text[: len(text) // 2], "it was cut off, or is no JSON"),
+    "empty": (lambda text: "", "it was cut off, or is no JSON"),
+    "no text": (lambda text: "\0" * len(text), "it was cut off, or is no JSON"),
+    "a list": (lambda text: f"[{text}]", "it is no JSON object"),
+    "altered": (lambda text: text.replace('"host": "hv1"', '"host": "hv2"'), "its seal does not"),
+    "seal gone": (lambda text: _changed(text, "seal"), "its seal does not fit"),
+    "version gone": (lambda text: _changed(text, "schema_version"), "its seal does not fit"),
+    "made version 1": (lambda text: _changed(text, schema_version=1), "seal"),
+    "newer": (
+        lambda text: _changed(text, schema_version=MANIFEST_VERSION + 1, surprise=1),
+        f"it is of version {MANIFEST_VERSION + 1}, and this virtvault reads up to "
+        f"{MANIFEST_VERSION}; upgrade virtvault",
+    ),
+    "unknown field": (
+        lambda text: json.dumps(_resealed({**json.loads(text), "surprise": 1})),
+        "surprise: unknown field",
+    ),
+    "path in a file name": (
+        lambda text: json.dumps(_resealed(_with_file(json.loads(text), "../../x.qcow2"))),
+        "must be a plain file name",
+    ),
+}
+
+
+def _changed(text: str, *gone: str, **values: object) -> str:
+    data = {**json.loads(text), **values}
+    return json.dumps({key: value for key, value in data.items() if key not in gone})
+
+
+def _with_file(data: dict[str, Any], file: str) -> dict[str, Any]:
+    return {**data, "disks": [{**disk, "file": file} for disk in data["disks"]]}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_manifest_that_is_not_what_was_written_is_told_skipped_and_breaks_its_chain(
+    repository: DirectoryRepository, damage: str
+) -> None:
+    change, words = DAMAGE[damage]
+    first = store(repository, FIRST)
+    store(repository, SECOND, FIRST)
+    third = store(repository, THIRD, SECOND)
+    path = repository.directory(UUID, SECOND) / manifest.FILE
+    path.write_text(change(path.read_text()))
+
+    with pytest.raises(RepositoryUnusable) as caught:
+        repository.find(SECOND)
+    assert words in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.mend
+
+    points, troubles = repository.scan(UUID)
+    assert points == [first, third]
+    assert words in troubles[SECOND]
+    told = {status.point: status for status in repository.statuses(UUID)}
+    assert {id_: status.state for id_, status in told.items()} == {
+        FIRST: "ok",
+        SECOND: "broken",
+        THIRD: "broken",
+    }
+    assert words in told[SECOND].why
+    assert f"needs point {SECOND}" in told[THIRD].why
+    assert [bool(p.trouble) for p in repository.parents(UUID, "vda").values()] == [False, True]
+    with pytest.raises(RepositoryUnusable, match=f"needs point {SECOND}"):
+        repository.chain(third, "vda")
+    repository.chain(first, "vda")
+
+
+def test_a_manifest_in_another_points_directory_is_told(repository: DirectoryRepository) -> None:
+    store(repository, FIRST)
+    store(repository, SECOND)
+    shutil.copy(
+        repository.directory(UUID, FIRST) / manifest.FILE, repository.directory(UUID, SECOND)
+    )
+    with pytest.raises(RepositoryUnusable, match=f"it is that of {UUID}/{FIRST}"):
+        repository.find(SECOND)
+    points, troubles = repository.scan(UUID)
+    assert [point.id for point in points] == [FIRST]
+    assert f"it is that of {UUID}/{FIRST}" in troubles[SECOND]
+
+
+@pytest.fixture
+def of_version_1(tmp_path: Path) -> DirectoryRepository:
+    """A repository as virtvault wrote it before manifests had seals and images digests."""
+    with tarfile.open(Path(__file__).with_name("repository_v1.tar.gz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return opened(tmp_path)
+
+
+def test_a_repository_of_version_1_is_read_as_it_is(of_version_1: DirectoryRepository) -> None:
+    (uuid,) = of_version_1.domains()
+    points, troubles = of_version_1.scan(uuid)
+    assert troubles == {}
+    assert {point.schema_version for point in points} == {1}
+    assert [status.state for status in of_version_1.statuses(uuid)] == ["ok", "ok"]
+    full, incremental = points
+    assert [disk.parent for disk in full.disks + incremental.disks] == ["", "", full.id, full.id]
+    for point in points:
+        for disk in point.disks:
+            top, *below = of_version_1.chain(point, disk.target)
+            require_own_backing((top, *below))
+            flat = of_version_1.path / "flat"
+            subprocess.run(["qemu-img", "convert", "-O", "raw", top, flat], check=True)
+            digest = hashlib.sha256(flat.read_bytes()).hexdigest()[:8]
+            assert digest == CONTENT_OF_VERSION_1[point.id[:15], disk.target]
+
+
+def test_a_manifest_of_version_1_that_lost_a_part_is_told(
+    of_version_1: DirectoryRepository,
+) -> None:
+    (uuid,) = of_version_1.domains()
+    first = of_version_1.points(uuid)[0]
+    path = of_version_1.directory(uuid, first.id) / manifest.FILE
+    data = json.loads(path.read_text())
+    del data["disks"]
+    path.write_text(json.dumps(data))
+    _, troubles = of_version_1.scan(uuid)
+    assert "disks: Missing data" in troubles[first.id]
+    assert {status.state for status in of_version_1.statuses(uuid)} == {"broken"}
 
 
 def test_an_image_names_its_backing_file_relatively_and_with_its_format(tmp_path: Path) -> None:

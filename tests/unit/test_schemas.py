@@ -159,7 +159,7 @@ def test_a_wrong_field_of_a_restore_request_is_named(field: str, value: Any) -> 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"schema_version": 2}, "schema_version: written by another version; upgrade virtvault"),
+        ({"schema_version": 3}, "schema_version: written by another version; upgrade virtvault"),
         ({"disks": []}, "disks: "),
         ({"repository_id": "xyz"}, "repository_id: "),
         ({"uuid": "../x"}, "uuid: "),

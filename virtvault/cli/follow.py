@@ -10,7 +10,7 @@ import click
 
 from virtvault.cli import output, results
 from virtvault.cli.progress import progress_display
-from virtvault.models import Progress
+from virtvault.models import Progress, Result
 
 if TYPE_CHECKING:
     from virtvault.client import Handle
@@ -46,15 +46,17 @@ def open_export(handle: Handle, what: str, *, as_json: bool) -> None:
         click.echo(f"The {what} was closed already.")
 
 
-def finish(handle: Handle, what: str, *, detach: bool, as_json: bool) -> None:
+def finish(handle: Handle, what: str, *, detach: bool, as_json: bool) -> Result | None:
     """Follow ``handle`` to its end, or leave it running where ``detach`` is set.
+
+    Gives what it returned, None where it goes on.
 
     :raises VirtvaultError: as the task did.
     """
     again = f"virtvault task {handle.task_id}"
     if detach:
         _detached(handle, f"The {what} is task {handle.task_id}.", again, as_json)
-        return
+        return None
     named = what if handle.task_id in what else f"{what}, task {handle.task_id}"
     click.echo(f"{named}, on {handle.host}" if handle.host else named, err=True)
     try:
@@ -63,11 +65,12 @@ def finish(handle: Handle, what: str, *, detach: bool, as_json: bool) -> None:
     except KeyboardInterrupt:
         click.echo(f"\ndetached; the {what} goes on.", err=True)
         _detached(handle, "", again, as_json)
-        return
+        return None
     if as_json:
         output.document(result)
     else:
         results.show_result(result)
+    return result
 
 
 def _with_exports(display: Callable[[Progress], None]) -> Callable[[Progress], None]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from virtvault.cli import output, results_prune, results_serve, results_verify
+from virtvault.cli import output, results_prune, results_restore, results_serve, results_verify
 from virtvault.models import (
     BackupResult,
     ExportResult,
     Point,
     PointDisk,
+    PointStatus,
     Progress,
     PruneResult,
     RestoreResult,
@@ -20,13 +21,13 @@ from virtvault.models import (
     VerifyResult,
 )
 
-__all__ = ["show_open", "show_point", "show_result"]
+__all__ = ["show_open", "show_point", "show_result", "state"]
 
 
 def show_result(result: Result) -> None:
     """What was done, disk by disk."""
     if isinstance(result, RestoreResult):
-        _show_restore(result)
+        results_restore.show(result)
     elif isinstance(result, ExportResult):
         _show_export(result)
     elif isinstance(result, VerifyResult):
@@ -39,8 +40,16 @@ def show_result(result: Result) -> None:
         _show_backup(result)
 
 
-def show_point(point: Point) -> None:
-    """All of a point's manifest that tells an operator something."""
+def state(status: PointStatus | None) -> str:
+    """How a point is, in few words."""
+    if status is None:
+        return "unknown"
+    words = "verified good" if (status.state, status.verdict) == ("ok", "good") else status.state
+    return f"{words}, protected" if status.protected else words
+
+
+def show_point(point: Point, status: PointStatus | None = None) -> None:
+    """All of a point's manifest that tells an operator something, and how it is now."""
     facts = {
         "point": point.id,
         "domain": f"{point.domain} ({point.uuid}), {point.state}",
@@ -48,10 +57,13 @@ def show_point(point: Point) -> None:
         "repository": f"{point.repository} ({point.repository_id})",
         "instant": output.instant(point.instant),
         "finished": output.instant(point.finished),
-        "state": _how(point),
+        "taken": _how(point),
+        **_now(status),
         "task": point.task_id,
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(point.versions.items())),
     }
+    if point.merged:
+        facts["merged"] = ", ".join(point.merged)
     width = max(map(len, facts))
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {value}")
@@ -75,6 +87,17 @@ def show_point(point: Point) -> None:
         for image in disk.backing:
             click.echo(f"{disk.target} needs {image.path} ({image.format}), unchanged")
     _show_rest(point.skipped, point.notes)
+
+
+def _now(status: PointStatus | None) -> dict[str, str]:
+    said = {"state": state(status)}
+    if status is not None and status.why:
+        said["state"] += f": {status.why}"
+    if status is not None and status.verified:
+        said["verified"] = f"{status.verdict}, {output.instant(status.verified)}"
+    if status is not None and status.protected:
+        said["protected"] = status.protected
+    return said
 
 
 def _show_backup(result: BackupResult) -> None:
@@ -123,28 +146,6 @@ def _show_disks(disks: Sequence[PointDisk]) -> None:
                 disk.reason or "-",
             )
             for disk in disks
-        ),
-    )
-
-
-def _show_restore(result: RestoreResult) -> None:
-    click.echo(
-        f"restored point {click.style(result.point, bold=True)} of {result.domain} "
-        f"on {result.host} to {result.to}"
-    )
-    took = output.duration(output.seconds_between(result.started, result.finished))
-    click.echo(f"{result.mode} from repository {result.repository}, took {took}")
-    output.table(
-        ("DISK", "FORMAT", ">SIZE", ">STORED", "FILE"),
-        (
-            (
-                disk.target,
-                disk.format,
-                output.size(disk.virtual_size),
-                output.size(disk.stored),
-                disk.path,
-            )
-            for disk in result.disks
         ),
     )
 

@@ -33,6 +33,8 @@ _SCHEMAS: dict[type[Any], Strict] = {
         requests.BitmapRequestSchema,
         points.PointSchema,
         points.PointStatusSchema,
+        points.BootReportSchema,
+        points.SourceReportSchema,
         points.VerdictSchema,
         results.BackupResultSchema,
         results.ExportResultSchema,

@@ -71,6 +71,10 @@ class RestoreResultSchema(Strict):
     started = text()
     finished = text()
     disks = f.List(f.Nested(RestoredDiskSchema), required=True)
+    name = f.String()
+    domain_uuid = f.String()
+    booted = f.String()
+    notes = f.List(f.String())
 
 
 class VerifyResultSchema(Strict):

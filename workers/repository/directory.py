@@ -39,7 +39,10 @@ IDENTITY = "repository.json"
 PARTIAL = ".partial"
 # A pruned point on its way out.
 REMOVED = ".removed"
+LOCKS = ".locks"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# The trouble seen with a disk's image, or its verdict, by (which, point, target).
+Looks = dict[tuple[str, str, str], str]
 POINT_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 
 
@@ -72,11 +75,7 @@ class DirectoryRepository:
             if not POINT_ID.fullmatch(directory.name) or not directory.is_dir():
                 continue
             try:
-                point = manifest.read(directory)
-                if (point.id, point.uuid) != (directory.name, uuid):
-                    troubles[directory.name] = f"its manifest is that of {point.uuid}/{point.id}"
-                    continue
-                found.append(point)
+                found.append(manifest.read(directory))
             except RepositoryUnusable as error:
                 troubles[directory.name] = error.message
         return found, troubles
@@ -111,11 +110,12 @@ class DirectoryRepository:
             target: {p.id: d for p in points for d in p.disks if d.target == target}
             for target in {d.target for p in points for d in p.disks}
         }
+        looks: Looks = {}
         found = [
             self._status(
                 uuid,
                 point.id,
-                [self._trouble(uuid, point.id, disks[d.target]) for d in point.disks],
+                [self._trouble(uuid, point.id, disks[d.target], looks) for d in point.disks],
             )
             for point in points
         ]
@@ -160,8 +160,10 @@ class DirectoryRepository:
         """What an incremental of this disk could build on, by point id."""
         points = {p.id: p for p in self.points(uuid)}
         disks = {p.id: disk for p in points.values() for disk in p.disks if disk.target == target}
+        looks: Looks = {}
         return {
-            id_: ParentDisk(disk, self._trouble(uuid, id_, disks)) for id_, disk in disks.items()
+            id_: ParentDisk(disk, self._trouble(uuid, id_, disks, looks))
+            for id_, disk in disks.items()
         }
 
     def chain(self, point: Point, target: str, *, force: bool = False) -> list[Path]:
@@ -218,7 +220,7 @@ class DirectoryRepository:
 
         :raises PointBusy: somebody else has held it all the time.
         """
-        with self._locked(uuid, ".lock", task_id, seconds):
+        with self._locked(uuid, "alone", task_id, seconds):
             yield
 
     @contextmanager
@@ -227,14 +229,15 @@ class DirectoryRepository:
 
         :raises PointBusy: somebody else does so.
         """
-        with self._locked(uuid, ".prune", task_id, 0.0):
+        with self._locked(uuid, "prune", task_id, 0.0):
             yield
 
     @contextmanager
     def _locked(self, uuid: str, name: str, task_id: str, seconds: float) -> Iterator[None]:
+        locks = self.path / LOCKS
         try:
-            self._domain(uuid).mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(self._domain(uuid) / name, os.O_RDWR | os.O_CREAT, 0o600)
+            locks.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(locks / f"{uuid}.{name}", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._unusable(f"{error.filename}: {error.strerror}") from error
         until = time.monotonic() + seconds
@@ -308,14 +311,25 @@ class DirectoryRepository:
     def _domain(self, uuid: str) -> Path:
         return self.path / uuid
 
-    def _trouble(self, uuid: str, point: str, disks: dict[str, PointDisk]) -> str:
+    def _trouble(
+        self, uuid: str, point: str, disks: dict[str, PointDisk], looks: Looks | None = None
+    ) -> str:
         """Why nothing may build on a point's disk."""
         if (self.directory(uuid, point) / sidecar.PRUNING).exists():
             return "is being pruned"
-        return self._damage(uuid, point, disks) or self._verified_bad(uuid, point, disks)
+        return self._damage(uuid, point, disks, looks) or self._verified_bad(
+            uuid, point, disks, looks
+        )
 
-    def _damage(self, uuid: str, point: str, disks: dict[str, PointDisk]) -> str:
-        """How a link of its chain is not as it should be."""
+    def _damage(
+        self, uuid: str, point: str, disks: dict[str, PointDisk], looks: Looks | None = None
+    ) -> str:
+        """How a link of its chain is not as it should be.
+
+        :param looks: what was seen of single images; whoever asks for many points of a chain
+            gives one for all, or it would be looked at once more for each link.
+        """
+        looks = {} if looks is None else looks
         seen = set[str]()
         for step in _steps(point, disks):
             if step in seen:
@@ -324,32 +338,48 @@ class DirectoryRepository:
             disk = disks.get(step)
             if disk is None:
                 return f"needs point {step}, which is not there or damaged"
-            directory = self.directory(uuid, step)
-            image = directory / disk.file
-            try:
-                length = image.stat().st_size
-            except OSError:
-                return f"needs {image}, which is not there"
-            # One that is being pruned may be the base of a merge: it grows, and what kept points
-            # read from it stays the same.
-            if length != disk.length and not (directory / sidecar.PRUNING).exists():
-                return f"needs {image}, which is {length} bytes long and not {disk.length}"
+            key = ("image", step, disk.target)
+            if key not in looks:
+                looks[key] = self._image_damage(uuid, step, disk)
+            if looks[key]:
+                return f"needs {looks[key]}"
         return ""
 
-    def _verified_bad(self, uuid: str, point: str, disks: dict[str, PointDisk]) -> str:
-        """What a verify has found of a link of its chain."""
+    def _image_damage(self, uuid: str, point: str, disk: PointDisk) -> str:
+        directory = self.directory(uuid, point)
+        image = directory / disk.file
+        try:
+            length = image.stat().st_size
+        except OSError:
+            return f"{image}, which is not there"
+        # One that is being pruned may be the base of a merge: it grows, and what kept points
+        # read from it stays the same.
+        if length != disk.length and not (directory / sidecar.PRUNING).exists():
+            return f"{image}, which is {length} bytes long and not {disk.length}"
+        return ""
+
+    def _verified_bad(
+        self, uuid: str, point: str, disks: dict[str, PointDisk], looks: Looks | None = None
+    ) -> str:
+        """What a verify has found of a link of its chain; ``looks`` as in :meth:`_damage`."""
+        looks = {} if looks is None else looks
         target = disks[point].target
         for step in _steps(point, disks):
-            try:
-                last = sidecar.verdict(self.directory(uuid, step))
-            except RepositoryUnusable as error:
-                return f"needs point {step}, whose last verdict is not known: {error.message}"
-            if last is not None and any(
-                disk.target == target and disk.verdict == "bad" for disk in last.disks
-            ):
-                on = "was found bad" if step == point else f"needs point {step}, found bad"
-                return f"{on} by a verify on {last.at}: {last.detail.rstrip('.')}"
+            key = ("verdict", step, target)
+            if key not in looks:
+                looks[key] = self._verdict_of(uuid, step, target)
+            if looks[key]:
+                return f"{'was' if step == point else f'needs point {step},'} {looks[key]}"
         return ""
+
+    def _verdict_of(self, uuid: str, point: str, target: str) -> str:
+        try:
+            last = sidecar.verdict(self.directory(uuid, point))
+        except RepositoryUnusable as error:
+            return f"left by a verify with a verdict that cannot be read: {error.message}"
+        if last is None or not any(d.target == target and d.verdict == "bad" for d in last.disks):
+            return ""
+        return f"found bad by a verify on {last.at}: {last.detail.rstrip('.')}"
 
     def _identity(self) -> str:
         """Read the repository's id, giving it one at first use."""

@@ -42,9 +42,7 @@ def read(directory: Path) -> Point:
     """
     path = directory / FILE
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("it is no JSON object.")
+        content = _parsed(path)
         version = content.get("schema_version")
         if isinstance(version, int) and version > MANIFEST_VERSION:
             raise ValueError(
@@ -52,9 +50,12 @@ def read(directory: Path) -> Point:
                 "upgrade virtvault."
             )
         seal = content.pop(SEAL, None)
-        if version != 1 and seal != _seal(content):
+        # Version 1 had none; one that has is not of version 1, whatever it says.
+        if (version != 1 or seal is not None) and seal != _seal(content):
             raise ValueError("it was altered, or written only in part: its seal does not fit.")
         point = schemas.load(Point, content)
+        if (point.uuid, point.id) != directory.parts[-2:]:
+            raise ValueError(f"it is that of {point.uuid}/{point.id}.")
     except (OSError, ValueError, InvalidRequest) as error:
         raise RepositoryUnusable(
             f"The manifest {path} cannot be used: {error}",
@@ -102,6 +103,16 @@ def backing_of(image: Path) -> str:
         raise RepositoryUnusable(
             f"{image} cannot be read: {error}.", "Use a point of another chain."
         ) from error
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"it was cut off, or is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object.")
+    return content
 
 
 def _seal(content: dict[str, Any]) -> str:
