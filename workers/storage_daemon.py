@@ -100,15 +100,10 @@ class StorageDaemon:
             late = time.monotonic() > until
             with contextlib.suppress(ProcessLookupError, OSError, ValueError):
                 os.kill(int(self._pidfile.read_text()), signal.SIGKILL if late else signal.SIGTERM)
-            self._reap()
             time.sleep(0.01)
-        self._reap()
-
-    def _reap(self) -> None:
-        """One that is our own child stays listed until we have asked for its end."""
-        if self._bound is not None and self._bound.poll() is not None:
-            assert self._bound.stderr is not None
-            self._bound.stderr.close()
+        if self._bound is not None:
+            # It has no command line any more, so it is about to be gone.
+            self._bound.communicate()
             self._bound = None
 
     @property
