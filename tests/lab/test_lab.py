@@ -1,5 +1,7 @@
 """The lab itself: what the other tests rely on holds on this machine."""
 
+import hashlib
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from tests.lab import (
     RedisServer,
     assert_same,
 )
+from tests.lab.ceph import Ceph
+from workers.storage_daemon import StorageDaemon
 
 MIB = 1024 * 1024
 
@@ -148,3 +152,51 @@ def test_redis_keeps_data_over_restart_and_kill(directory: Path) -> None:
         server.flush()
         assert client.dbsize() == 0
     assert not (directory / "redis").exists()
+
+
+def test_rbd_image_holds_what_qemu_wrote(directory: Path) -> None:
+    size = 10 * MIB  # two whole RADOS objects and a part of a third
+    written = bytearray(size)
+    written[3 * MIB : 5 * MIB] = b"\x41" * (2 * MIB)
+    written[size - 4096 :] = b"\x42" * 4096
+    with Ceph(directory / "ceph") as ceph:
+        ceph.create("disk", size)
+        assert ceph.read("disk") == hashlib.sha256(bytes(size)).hexdigest()
+
+        write_through_rbd(ceph, directory, "write -P 0x41 3M 2M", f"write -P 0x42 {size - 4096} 4k")
+        exported = directory / "exported"
+        ceph.rbd("export", "--no-progress", f"{ceph.pool}/disk", str(exported))
+        assert exported.read_bytes() == written
+        assert ceph.read("disk") == hashlib.sha256(written).hexdigest()
+
+        ceph.remove("disk")
+        with pytest.raises(RuntimeError, match="No such file or directory"):
+            ceph.read("disk")
+    left = subprocess.run(["pgrep", "-af", str(ceph.conf)], capture_output=True, check=False)
+    assert left.stdout == b""
+
+
+def write_through_rbd(ceph: Ceph, directory: Path, *commands: str) -> None:
+    """Let qemu-io write to the image `disk` as a storage daemon has it open."""
+    daemon = StorageDaemon(directory / "daemon")
+    daemon.start(ends_with_us=True)
+    try:
+        monitor = daemon.monitor(30)
+        image = {"pool": ceph.pool, "image": "disk", "conf": str(ceph.conf)}
+        monitor.execute("blockdev-add", driver="rbd", node_name="disk", **image)
+        socket = str(directory / "nbd.sock")
+        monitor.execute("nbd-server-start", addr={"type": "unix", "data": {"path": socket}})
+        monitor.execute(
+            "block-export-add", type="nbd", id="disk", node_name="disk", name="disk", writable=True
+        )
+        monitor.close()
+        url = f"nbd+unix:///disk?socket={socket}"
+        for command in commands:
+            subprocess.run(
+                ["qemu-io", "-f", "raw", "-c", command, url],
+                check=True,
+                timeout=60,
+                capture_output=True,
+            )
+    finally:
+        daemon.end()
