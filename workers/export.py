@@ -7,6 +7,7 @@ up the export ends and the guest goes on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import time
@@ -22,7 +23,7 @@ from virtvault.errors import (
     WorkFailed,
 )
 from virtvault.models import BackupRequest, DiskProgress, ExportedDisk, ExportResult
-from workers import isolation
+from workers import isolation, slots
 from workers.capture.begin import Begin
 from workers.capture.choice import again, let_run
 from workers.engine import Engine, Ties, now
@@ -92,7 +93,7 @@ class Export:
     # -- the story ----------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._require_a_slot_for_others()
+        slots.require_one_for_others(self.engine, self.run.task_id)
         Begin(
             self.engine,
             self.request,
@@ -100,7 +101,8 @@ class Export:
             self.run,
             self.targets,
             plan=lambda _capture, _disk: DiskPlan("none", counts=False),
-            store=lambda _xml: None,
+            store=lambda _xml: [],
+            alone=contextlib.nullcontext,
             under_way="captured",
         ).go().close()
         monitor = self.engine.hypervisor.monitor(self.engine.hypervisor.domain(self.run.uuid))
@@ -122,26 +124,6 @@ class Export:
             monitor.close()
         self.run.phase = "open"
         self.engine.journal.write(self.run)
-
-    def _require_a_slot_for_others(self) -> None:
-        """Open exports hold a slot each, perhaps for days: backups must always have one.
-
-        :raises WorkFailed: this one would take the last.
-        """
-        slots = self.engine.settings.slots
-        others = [
-            run.task_id
-            for run in self.engine.journal.all()
-            if run.request.get("sync") == "none"
-            and not run.error
-            and run.task_id != self.run.task_id
-        ]
-        if len(others) + 1 >= slots:
-            raise WorkFailed(
-                f"An export more would take the last of the {slots} slots of "
-                f"{self.engine.settings.host} (open: {', '.join(others) or 'none'}).",
-                "Close one with `virtvault cancel ID`, or raise slots.",
-            )
 
     def _tend(self) -> ExportResult:
         """Look after it until somebody closes it."""

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
+import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from virtvault.errors import InvalidRequest, RepositoryUnusable
+from virtvault.errors import (
+    DestinationExists,
+    DomainBusy,
+    InvalidRequest,
+    NoRoom,
+    RepositoryUnusable,
+)
 from virtvault.models import BackingImage
 
-__all__ = ["is_whole_file", "punch_holes", "require_own_backing", "require_unchanged"]
+__all__ = [
+    "absent",
+    "is_whole_file",
+    "lock",
+    "publish",
+    "punch_holes",
+    "require_own_backing",
+    "require_points_to",
+    "require_room",
+    "require_unchanged",
+    "sync",
+]
 
 
 def require_own_backing(chain: tuple[Path, ...], outside: str = "") -> None:
@@ -22,26 +41,34 @@ def require_own_backing(chain: tuple[Path, ...], outside: str = "") -> None:
     :raises RepositoryUnusable: naming the image and what it points to.
     """
     for image, below in zip(chain, (*chain[1:], None), strict=True):
-        done = subprocess.run(
-            ["qemu-img", "info", "-U", "--output=json", "-f", "qcow2", str(image)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RepositoryUnusable(
-                f"{image} cannot be read: {done.stderr.strip()}.",
-                "Use a point of another chain.",
-            )
-        info = json.loads(done.stdout)
         expected = f"../{below.parent.name}/{below.name}" if below else outside or None
-        found = info.get("backing-filename")
-        data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
-        if found != expected or data_file:
-            raise RepositoryUnusable(
-                f"{image} points to {data_file or found}, its manifest to {expected}.",
-                "The image was altered; use a point of another chain.",
-            )
+        require_points_to(image, expected)
+
+
+def require_points_to(image: Path, expected: str | None) -> None:
+    """Refuse an image whose header names another backing file than ``expected``, or a data file.
+
+    :raises RepositoryUnusable: naming the image and what it points to.
+    """
+    done = subprocess.run(
+        ["qemu-img", "info", "-U", "--output=json", "-f", "qcow2", str(image)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RepositoryUnusable(
+            f"{image} cannot be read: {done.stderr.strip()}.",
+            "Use a point of another chain.",
+        )
+    info = json.loads(done.stdout)
+    found = info.get("backing-filename")
+    data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
+    if found != expected or data_file:
+        raise RepositoryUnusable(
+            f"{image} points to {data_file or found}, its manifest to {expected}.",
+            "The image was altered; use a point of another chain.",
+        )
 
 
 def is_whole_file(path: str) -> bool:
@@ -113,3 +140,94 @@ def punch_holes(descriptor: int) -> None:
             descriptor, 0x01 | 0x02, ctypes.c_int64(hole), ctypes.c_int64(data - hole)
         ):
             return
+
+
+def sync(path: Path, *, holes: bool = False) -> None:
+    """Bring a file's content to the disk; with ``holes`` give back the room of its zeroes first."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        if holes:
+            punch_holes(descriptor)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give the file its name, never over another that came meanwhile.
+
+    :raises DestinationExists: one did.
+    """
+    try:
+        os.link(partial, final)
+    except FileExistsError as error:
+        if not partial.samefile(final):
+            raise DestinationExists(
+                f"{final} appeared while it was being restored.",
+                "Remove it, or restore into another directory.",
+            ) from error
+    except OSError:
+        # A file system without hard links: looked at a moment ago.
+        partial.rename(final)
+        return
+    partial.unlink()
+
+
+def lock(path: Path) -> int:
+    """Take an image as QEMU would for itself alone; gives the descriptor that holds it.
+
+    :raises DomainBusy: a QEMU has it open.
+    """
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        # The bytes QEMU locks for what it does (100 on) and for what it keeps others from (200 on):
+        # block/file-posix.c.
+        ours = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 100, 200, 0)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, ours)
+    except OSError as error:
+        os.close(descriptor)
+        raise DomainBusy(
+            f"{path} is in use: a domain that runs, or another program, has it open.",
+            "End it, or restore elsewhere.",
+        ) from error
+    return descriptor
+
+
+def require_room(needed: Iterable[tuple[Path, int]]) -> None:
+    """See that each file system has the room for what will be written to it.
+
+    :param needed: places, that may not be there yet, and bytes.
+    :raises NoRoom: one has not.
+    """
+    places: dict[int, tuple[Path, int]] = {}
+    for path, count in needed:
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        first, sum_ = places.get(existing.stat().st_dev, (existing, 0))
+        places[existing.stat().st_dev] = (first, sum_ + count)
+    for path, count in places.values():
+        stat = os.statvfs(path)
+        free = stat.f_bavail * stat.f_frsize
+        if free < count:
+            raise NoRoom(
+                f"{path} has {free} bytes free and the restore needs up to {count}.",
+                "Make room, or restore elsewhere.",
+            )
+
+
+def absent(image: Path) -> int:
+    """The bytes of the disk that a qcow2 image, which may be in use, has nothing of itself.
+
+    :raises RepositoryUnusable: it cannot be read.
+    """
+    alone = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(image)}}
+    done = subprocess.run(
+        ["qemu-img", "map", "-U", "--output=json", f"json:{json.dumps(alone)}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RepositoryUnusable(
+            f"{image} cannot be read: {done.stderr.strip()}.", "See whether the image is sound."
+        )
+    return sum(p["length"] for p in json.loads(done.stdout) if not p.get("present", True))

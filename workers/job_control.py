@@ -67,6 +67,8 @@ def cancel(engine: Engine, task_id: str) -> str:
                     monitor.execute("block-job-cancel", device=job.id, force=True)
     if run.request.get("sync") == "none":
         return f"Task {task_id}: the export of {run.domain} is being closed."
+    if run.kind == "serve":
+        return f"Task {task_id}: the export of point {run.point} is being closed."
     task = f"Task {task_id} ({run.kind} of {run.domain})"
     if run.phase in ("copied", "committed"):
         return f"{task} has copied everything and is about to end: the cancel may come too late."
@@ -172,6 +174,11 @@ def _steer(
             "It is queued or has ended; `virtvault jobs` lists what runs.",
         )
     task = f"task {name} ({run.kind} of {run.domain})"
+    if run.kind in ("verify", "serve"):
+        raise InvalidRequest(
+            f"T{task[1:]} has no block jobs to {verb}.",
+            "It can be cancelled; a verify can be given --speed as it is begun.",
+        )
     if run.phase in PREPARING:
         raise InvalidRequest(
             f"T{task[1:]} is still preparing: its block jobs have not been started.",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,15 @@ from workers.prune_plan import Merge
 from workers.repository import DirectoryRepository, manifest, sidecar
 from workers.storage_daemon import daemon_of
 
-__all__ = ["BEGUN", "MARKED", "Damaged", "Merging", "drop_old_lists", "finish_switch"]
+__all__ = [
+    "BEGUN",
+    "MARKED",
+    "Damaged",
+    "Merging",
+    "Prepared",
+    "drop_old_lists",
+    "finish_switch",
+]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +53,19 @@ MARKED, BEGUN = "marked", "merging"
 
 class Damaged(WorkFailed):
     """An image that would be merged is not what it was; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A merge that can be done.
+
+    ``digests`` is the digest of its result's list, empty where it has none; ``expected`` has for
+    the number of each chunk that changes the digest it must have, empty for nothing there.
+    """
+
+    merge: Merge
+    digests: str
+    expected: dict[str, str]
 
 
 class Merging:
@@ -61,20 +82,32 @@ class Merging:
         self.runtime = engine.settings.runtime_dir
         self.daemon = daemon_of(self.runtime, "prune", tag_of(ties.task_id))
 
-    def do(self, merge: Merge) -> None:
-        """Merge what has not been begun.
+    def prepare(self, merge: Merge) -> Prepared:
+        """See that a merge can be done, and what must come of it; nothing is changed.
 
-        :raises Damaged: an image is not what its digests say; nothing was changed.
-        :raises PointBusy: a point that goes is being read; nothing was changed.
-        :raises NoRoom: nothing was changed.
-        :raises WorkFailed: the merge failed; kept points read as before, and it can be done again.
+        :raises Damaged: an image is not what its digests say.
+        :raises PointBusy: a point that goes is being read.
+        :raises NoRoom: there is less than it may take.
         """
         self._require_room(merge)
-        self._require_whole(merge)
         with self._daemon() as monitor:
             self._require_unread(monitor, merge)
+        self._require_whole(merge)
+        expected, touched, listed = self._expected(merge)
+        chunks = {str(chunk): expected.get(chunk, "") for chunk in sorted(touched)}
+        return Prepared(merge, listed, chunks)
+
+    def do(self, prepared: Prepared) -> None:
+        """Merge what has not been begun.
+
+        :raises PointBusy: another program has an image open; nothing was changed.
+        :raises WorkFailed: the merge failed; kept points read as before, and it can be done again.
+        """
+        merge = prepared.merge
+        self._require_room(merge)
+        with self._daemon() as monitor:
             self._open(monitor, merge)
-            self._mark_begun(merge)
+            self._mark_begun(prepared)
             self._commit(monitor, merge)
         self._prove(merge)
         self._switch(merge)
@@ -117,7 +150,7 @@ class Merging:
 
     def _require_unread(self, monitor: Monitor, merge: Merge) -> None:
         """Who reads a point that goes has its image locked; ``pruning.json`` keeps others away."""
-        for point in (*merge.removed[:-1], *merge.losing):
+        for point in (*merge.removed, *merge.losing):
             image = self._image(point, merge.target)
             if not image.exists():
                 continue  # a point that goes was without it already
@@ -147,9 +180,9 @@ class Merging:
         made = {chunk: one for chunk, one in listed.items() if chunk not in touched} | expected
         return expected, touched, digests.store(self._directory(merge.top), merge.target, made)
 
-    def _mark_begun(self, merge: Merge) -> None:
+    def _mark_begun(self, prepared: Prepared) -> None:
         """From here on the points between are lost, and the merge must be done."""
-        expected, touched, listed = self._expected(merge)
+        merge = prepared.merge
         for point in (*merge.losing, *merge.removed[:-1], merge.base):
             directory = self._directory(point)
             mark = sidecar.read(directory, sidecar.PRUNING) or {}
@@ -157,8 +190,8 @@ class Merging:
             if point == merge.base:
                 mark.setdefault("merges", {})[merge.target] = {
                     **asdict(merge),
-                    "digests": listed,
-                    "expected": {str(chunk): expected.get(chunk, "") for chunk in sorted(touched)},
+                    "digests": prepared.digests,
+                    "expected": prepared.expected,
                 }
             sidecar.write(directory, sidecar.PRUNING, mark)
 

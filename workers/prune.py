@@ -146,15 +146,18 @@ class _Prune:
 
     def _merge(self, merging: Merging, merges: tuple[Merge, ...], put_off: dict[str, str]) -> bool:
         """Do the merges; false where one cannot be done now, and ``put_off`` then has why."""
+        prepared = []
+        # All are looked at before the first is begun: a point with several disks goes or stays.
         for merge in merges:
             try:
-                merging.do(merge)
+                prepared.append(merging.prepare(merge))
             except (PointBusy, Damaged) as error:
-                for point in merge.removed:
-                    if self._state(merging.uuid, point) == BEGUN:
-                        raise
-                    put_off[point] = error.message
+                if any(self._state(merging.uuid, point) == BEGUN for point in merge.removed):
+                    raise
+                put_off.update(dict.fromkeys(merge.removed, error.message))
                 return False
+        for one in prepared:
+            merging.do(one)
         return True
 
     def _finish_begun(self, uuid: str, merging: Merging) -> None:

@@ -32,6 +32,7 @@ from workers.point_bitmaps import clear_user_bitmap, remove_bitmap, remove_bitma
 from workers.repository import DirectoryRepository, open_repository
 from workers.repository.directory import IDENTITY
 from workers.targets import Targets
+from workers.verify_remains import clear_away
 
 __all__ = ["Undo", "settle", "tidy"]
 
@@ -257,9 +258,13 @@ def settle(engine: Engine, run: Run, repository: DirectoryRepository, point: Poi
 def tidy(engine: Engine) -> None:
     """Finish what could not be undone, or settled, when its run ended."""
     for run in engine.journal.all():
-        if run.kind != "backup" or not (run.error or run.phase == "committed"):
+        if run.kind not in ("backup", "verify") or not (run.error or run.phase == "committed"):
             continue
         try:
+            if run.kind == "verify":
+                clear_away(engine, run)
+                engine.journal.forget(run.task_id)
+                continue
             # Held: a new run of that domain is just doing this itself.
             with engine.journal.hold(run.uuid, "housekeeping"):
                 if engine.journal.read(run.task_id) is None:

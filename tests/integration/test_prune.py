@@ -235,6 +235,21 @@ def test_points_that_are_being_read_are_not_merged_away(
     stored.assert_equal([ids[0], ids[3]])
 
 
+def test_a_point_of_which_one_disk_is_being_read_goes_or_stays_as_a_whole(
+    workdir: Path, daemon: StorageDaemon
+) -> None:
+    stored = Stored(workdir / "two", 5, ("vda", "vdb"))
+    ids = stored.chain(3)
+    monitor = daemon.monitor(10.0)
+    reading.open_sources(monitor, stored.settings, stored.repository, ids[0], ["vdb"])
+    done = run(stored.engine, ids[0])
+    assert (done.removed, stored.ids()) == ((), ids)
+    assert "is being read" in done.postponed[ids[0]]
+    assert not stored.repository.find(ids[1]).merged
+    monitor.close()
+    stored.assert_whole()
+
+
 def test_nothing_is_merged_below_a_reader_of_a_point_that_goes(
     stored: Stored, daemon: StorageDaemon
 ) -> None:

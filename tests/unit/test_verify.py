@@ -223,12 +223,21 @@ def test_of_a_stored_domain_only_its_machine_and_disks_are_started() -> None:
     ("console", "lives", "dies"),
     [
         ("", "", ""),
-        ("[    1.0] Linux version 6.1\n[    2.0] clocksource: tsc\n", "", ""),
         ("Debian GNU/Linux 12 web ttyS0\n\nweb login: ", "web login:", ""),
-        ("[  OK  ] Reached target Multi-User System.\n", "[  OK  ] Reached target Multi-User", ""),
+        ("web login: [   9.1] random: crng init done\n", "web login:", ""),
+        ("[  OK  ] Reached target multi-user.target - Multi-User System.\n", "Multi-User", ""),
+        ("INIT: Entering runlevel: 2\n", "runlevel: 2", ""),
+        # What comes from firmware, kernel and initramfs proves nothing of the disks.
+        ("GNU GRUB  version 2.06\nLoading Linux 6.1 ...\n", "", ""),
+        ("[    1.0] Linux version 6.1\n[    2.0] Run /init as init process\n", "", ""),
+        ("Welcome to Fedora Linux 39 dracut-059 (Initramfs)!\n", "", ""),
+        ("[    2.1] systemd[1]: Running in initrd.\n", "", ""),
+        ("[  OK  ] Reached target initrd-root-device.target - Initrd Root Device.\n", "", ""),
         ("[    3.1] Kernel panic - not syncing: VFS: Unable", "", "Kernel panic - not syncing"),
         ("ALERT!  UUID=x does not exist.  Dropping to a shell!\n", "", "Dropping to a shell"),
-        ("GNU GRUB  version 2.06\nLoading Linux 6.1 ...\n", "", ""),
+        ("BusyBox v1.36\n(initramfs) ", "", "(initramfs)"),
+        ("Give root password for maintenance\n", "", "for maintenance"),
+        ("error: no such device: 1234.\ngrub rescue> ", "", "grub rescue>"),
     ],
 )
 def test_signs_of_life_and_death_on_a_console(console: str, lives: str, dies: str) -> None:
