@@ -21,7 +21,7 @@ from virtvault.errors import (
     WorkFailed,
 )
 from virtvault.models import BackupRequest, BackupResult, DiskProgress, ExportResult, Point
-from workers import digests, jobs
+from workers import digests, jobs, nvram
 from workers.capture.begin import Begin
 from workers.capture.choice import again, let_run
 from workers.capture.way import Capture
@@ -284,8 +284,15 @@ class Backup:
             else:
                 return done
 
-    def _store(self, xml: str) -> None:
-        self.repository.begin(self.run.uuid, self.run.point, xml)
+    def _store(self, xml: str) -> list[str]:
+        partial = self.repository.begin(self.run.uuid, self.run.point, xml)
+        try:
+            return nvram.keep(xml, partial)
+        except OSError as error:
+            raise RepositoryUnusable(
+                f"{partial / nvram.FILE} cannot be written: {error.strerror}.",
+                "Make room in the repository, or mend its permissions.",
+            ) from error
 
     def _plan(self, capture: Capture, disk: Disk) -> DiskPlan:
         plan = decide(
@@ -366,6 +373,12 @@ def _busy(name: str, run: Run | None, held: HeldElsewhere) -> DomainBusy:
     """Name what is under way on the domain: its jobs exclude others on the same disks."""
     if run is None:
         return DomainBusy(f"Domain {name} is held by {held.holder} now.", "Try again in a moment.")
+    if run.kind == "restore":
+        return DomainBusy(
+            f"Domain {name} is being restored ({run.way}, since {run.started}) by task "
+            f"{held.holder}.",
+            held.mend,
+        )
     exported = run.request.get("sync") == "none"
     what = "exported" if exported else "backed up"
     names = [] if exported else [Names(run.tag, target).job for target in run.targets]

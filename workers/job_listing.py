@@ -31,6 +31,8 @@ __all__ = ["Job", "block_jobs", "control_monitor", "listed", "of_run", "one_job"
 
 # QEMU's states in which a job can be paused, resumed, cancelled and given a speed.
 LIVE = ("created", "running", "paused", "ready", "standby")
+# The way of a restore whose jobs are in the new domain's QEMU for as long as that runs.
+INSTANT = "instant"
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ def tag_in(job_id: str) -> str:
 
 def _daemon_of(engine: Engine, run: Run) -> StorageDaemon | None:
     """The storage daemon that runs the jobs of ``run``; None where its domain's QEMU does."""
+    if run.way == INSTANT and engine.hypervisor.is_active(run.uuid):
+        return None
     if run.kind in DAEMONS:
         return daemon_of(engine.settings.runtime_dir, run.kind, tag_of(run.task_id))
     return offline_daemon(engine, run) if run.way == Offline.name else None

@@ -35,6 +35,7 @@ from virtvault.errors import (
     DomainStopped,
     InvalidRequest,
     JobFailed,
+    NoRoom,
     RepositoryUnusable,
     UnknownDisk,
     UnknownPoint,
@@ -284,7 +285,7 @@ def test_a_destination_without_the_room_is_refused(
     chain: Points, engine: Engine, workdir: Path
 ) -> None:
     with tiny(workdir / "tiny", "4M"):
-        assert_refused(engine, InvalidRequest, "bytes free and", chain.taken[2][0].point, to="tiny")
+        assert_refused(engine, NoRoom, "bytes free and", chain.taken[2][0].point, to="tiny")
 
 
 def test_a_destination_that_fills_up_on_the_way_fails_and_leaves_nothing(

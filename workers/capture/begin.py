@@ -26,7 +26,8 @@ __all__ = ["Begin"]
 
 @dataclass
 class Begin:
-    """``plan`` decides for one disk; ``store`` makes room for what will be written.
+    """``plan`` decides for one disk; ``store`` makes room for what will be written
+    and gives notes.
 
     ``alone`` keeps prune away from the domain's points until what is planned names its parents.
     ``under_way`` is the run's phase once its jobs, or its exports, are there.
@@ -38,7 +39,7 @@ class Begin:
     run: Run
     targets: Targets
     plan: Callable[[Capture, Disk], DiskPlan]
-    store: Callable[[str], None]
+    store: Callable[[str], list[str]]
     alone: Callable[[], AbstractContextManager[None]]
     under_way: str
 
@@ -72,7 +73,7 @@ class Begin:
             plans: Plans = {disk.target: self.plan(capture, disk) for disk in chosen}
             run.targets = [disk.target for disk in chosen]
             journal.write(run)
-            self.store(xml)
+            stored = self.store(xml)
             uid = os.geteuid() if capture.name == "offline" else qemu_uid(xml)
             self.targets.open(chosen, plans, uid, capture.name)
 
@@ -91,7 +92,7 @@ class Begin:
             "consistency": "agent-frozen" if taken.frozen else "crash-consistent",
             "paused_ms": taken.paused_ms,
             "frozen_ms": taken.frozen_ms,
-            "notes": [*capture.notes(), *taken.notes],
+            "notes": [*capture.notes(), *taken.notes, *stored],
             "skipped": skipped,
             "isolated": capture.isolated,
             "state": capture.state,

@@ -1,0 +1,206 @@
+"""Restores into new files or onto devices, with a new domain on them where one is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from virtvault.errors import DestinationExists, InvalidRequest, UnknownDisk
+from virtvault.models import PointDisk, RestoredDisk
+from workers.domain_xml import NewDisk
+from workers.images import publish, require_room
+from workers.journal import sync_directory
+from workers.restore.copying import Copy, Copying
+from workers.restore.destination import device_of, directory_of, require_device
+from workers.restore.new_domain import NewDomain
+from workers.restore.story import key_of, make_directory, stored
+
+__all__ = ["Files"]
+
+
+class Files(Copying):
+    """``flatten`` and ``chain`` into a directory; ``flatten`` onto devices."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.to: Path | None = None
+        if self.request.to or self.request.name:
+            self.to = directory_of(self.settings, self.request.to or self.request.name)
+            self.run.draft["to"] = str(self.to)
+        self.devices = self._devices()
+        self.copies = list(self._plan())
+        self.domain = NewDomain(self, self.to) if self.request.name and self.to else None
+        self._claims: list[int] = []
+
+    def locks(self) -> list[str]:
+        """See :meth:`Story.locks`."""
+        found = [key_of("device", device.resolve()) for device in self.devices.values()]
+        if self.to is not None:
+            found.append(key_of("to", self.to))
+        if self.domain is not None:
+            found.append(self.domain.key)
+        return sorted(found)
+
+    def what(self) -> str:
+        """See :meth:`Story.what`."""
+        places = [str(self.to)] if self.to else []
+        return ", ".join([*places, *(str(device) for device in self.devices.values())])
+
+    def require(self) -> None:
+        """See :meth:`Copying.require`."""
+        self._refuse_overwriting()
+        for copy in self.copies:
+            if copy.device:
+                size, force = copy.disk.virtual_size, self.request.force
+                self._claims.append(require_device(copy.final, size, force=force))
+        if self.to is not None:
+            require_room((self.to, self._needed(copy)) for copy in self.copies if not copy.device)
+        if self.domain is not None:
+            self.domain.require(self._new_disks())
+
+    def make(self) -> None:
+        """See :meth:`Copying.make`."""
+        if self.to is not None:
+            make_directory(self, self.to)
+
+    def conclude(self) -> None:
+        """See :meth:`Copying.conclude`."""
+        self._refuse_overwriting()
+        self.sync(self.copies)
+        for copy in self.copies:
+            if not copy.device and copy.partial.exists():
+                publish(copy.partial, copy.final)
+        if self.to is not None:
+            sync_directory(self.to)
+        # From here on nothing is taken back.
+        self.phase("committed")
+        if self.domain is not None:
+            self.domain.define_complete(self._new_disks(), self.what())
+        self._release()
+
+    def undo(self) -> None:
+        """See :meth:`Story.undo`."""
+        super().undo()
+        self._release()
+        if self.domain is not None and self.run.phase not in ("copied", "committed"):
+            self.domain.clear()
+
+    def restored(self) -> list[RestoredDisk]:
+        """See :meth:`Story.restored`."""
+        return [
+            RestoredDisk(
+                target=copy.disk.target,
+                path=str(copy.final),
+                format=copy.format,
+                virtual_size=copy.disk.virtual_size,
+                stored=copy.disk.virtual_size
+                if copy.device
+                else sum(stored(c.final) for c in self.copies if c.disk is copy.disk),
+            )
+            for copy in self.copies
+            if not copy.depth
+        ]
+
+    # -- its plan -----------------------------------------------------------------------------
+
+    def _devices(self) -> dict[str, Path]:
+        chosen = {disk.target for disk in self.disks}
+        for target in self.request.devices:
+            if target not in chosen:
+                raise UnknownDisk(
+                    f"devices: {target!r} is not among the disks to restore.",
+                    f"They are {', '.join(sorted(chosen))}.",
+                )
+        missing = sorted(chosen - set(self.request.devices))
+        if self.to is None and missing:
+            raise InvalidRequest(
+                f"devices: {', '.join(missing)} of point {self.point.id} would go nowhere.",
+                "Give each a device, or a directory for the rest (--to), or choose disks (--disk).",
+            )
+        return {
+            target: device_of(self.settings, target, wanted)
+            for target, wanted in self.request.devices.items()
+        }
+
+    def _plan(self) -> Iterator[Copy]:
+        for disk in self.disks:
+            if (device := self.devices.get(disk.target)) is not None:
+                yield Copy(disk.target, disk, device, device, "raw", device=True)
+            elif self.request.mode == "chain":
+                yield from self._links(disk)
+            else:
+                name = f"{disk.target}.{self.request.format}"
+                yield Copy(
+                    disk.target, disk, self._partial(name), self._final(name), self.request.format
+                )
+
+    def _links(self, disk: PointDisk) -> Iterator[Copy]:
+        """The images of a chain, the point's own first, each named after the point it is of."""
+        if disk.backing:
+            raise InvalidRequest(
+                f"mode: disk {disk.target} of point {self.point.id} (sync top) stands on images "
+                "outside the repository.",
+                "Restore it with --mode flatten.",
+            )
+        links = self.run.draft.setdefault("links", {})
+        if self.run.phase == "planned":
+            # In the journal: a merge may make the chain shorter while it is copied.
+            links[disk.target] = [image.parent.name for image in self.chain(disk)]
+        files = [f"{disk.target}.qcow2"] + [
+            f"{disk.target}.{depth}-{point}.qcow2"
+            for depth, point in enumerate(links[disk.target])
+            if depth
+        ]
+        for depth, (name, below) in enumerate(zip(files, [*files[1:], ""], strict=True)):
+            yield Copy(
+                f"{disk.target}.{depth}" if depth else disk.target,
+                disk,
+                self._partial(name),
+                self._final(name),
+                "qcow2",
+                flat=False,
+                depth=depth,
+                below=below,
+            )
+
+    def _partial(self, name: str) -> Path:
+        return self._final(f".{name}.{self.tag}.partial")
+
+    def _final(self, name: str) -> Path:
+        assert self.to is not None  # without, every disk has a device
+        return self.to / name
+
+    def _needed(self, copy: Copy) -> int:
+        if copy.flat:
+            return self.needed(copy.disk)
+        return self.chain(copy.disk)[copy.depth].stat().st_blocks * 512
+
+    def _new_disks(self) -> dict[str, NewDisk]:
+        return {
+            copy.disk.target: NewDisk(str(copy.final), copy.format, device=copy.device)
+            for copy in self.copies
+            if not copy.depth
+        }
+
+    # -- bad input ----------------------------------------------------------------------------
+
+    def _refuse_overwriting(self) -> None:
+        # Once published, the partial is gone and the final file is ours.
+        done = self.run.phase in ("copied", "committed")
+        there = [
+            str(copy.final)
+            for copy in self.copies
+            if not copy.device
+            and copy.final.exists()
+            and (not done or (copy.partial.exists() and not copy.partial.samefile(copy.final)))
+        ]
+        if there:
+            raise DestinationExists(
+                f"Already there: {', '.join(there)}.",
+                "Remove them, or restore into another directory.",
+            )
+
+    def _release(self) -> None:
+        while self._claims:
+            os.close(self._claims.pop())
