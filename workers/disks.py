@@ -7,11 +7,12 @@ empty; an older one has ``drive-<alias>`` as device. Both resolve here.
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, replace
 from typing import Any
 
-from virtvault.errors import UnknownDisk
+from virtvault.errors import MonitorError, UnknownDisk
 from virtvault.models import DiskInfo
 from workers.monitor import Monitor
 
@@ -28,6 +29,8 @@ __all__ = [
     "why_left_out",
 ]
 
+# Seconds libvirt may take to dismiss a job of its own that has ended.
+DISMISSED = 10.0
 FILTER = "copy-before-write"
 # With the name it had in QEMU 4.2 to 6.0; a running backup job puts one above its disk.
 FILTERS = (FILTER, "backup-top")
@@ -121,8 +124,29 @@ class Disk:
 def named_nodes(monitor: Monitor) -> dict[str, dict[str, Any]]:
     """QEMU's block nodes by their names."""
     flat = {"flat": True} if monitor.capabilities.flat else {}
+    _wait_for_concluded_streams(monitor)
     nodes = monitor.execute("query-named-block-nodes", **flat)
     return {node["node-name"]: node for node in nodes if "node-name" in node}
+
+
+def _wait_for_concluded_streams(monitor: Monitor) -> None:
+    """Wait until nobody's stream has concluded and is not dismissed.
+
+    QEMU 7.2 dies of the query for its nodes then (and its guest with it): the stream's filter is
+    listed still and has nothing below it. libvirt dismisses its blockpulls at once.
+    """
+    until = time.monotonic() + DISMISSED
+    while any(
+        job["type"] == "stream" and job.get("status") == "concluded"
+        for job in monitor.execute("query-block-jobs")
+    ):
+        if time.monotonic() > until:
+            raise MonitorError(
+                "A block job of type stream has concluded and nobody dismisses it: to look at the "
+                "disks now could crash QEMU.",
+                "Dismiss it (block-job-dismiss), or restart libvirtd where it is libvirt's.",
+            )
+        time.sleep(0.02)
 
 
 class Graph:

@@ -44,7 +44,8 @@ from tests.integration.scenes import (
 from tests.lab import DiskSpec, Guest, assert_same
 from tests.lab.domain import own
 from tests.lab.second_hypervisor import SecondHypervisor
-from virtvault.errors import DomainBusy, DomainStopped
+from virtvault.errors import DomainBusy, DomainStopped, MonitorError
+from workers import disks, questions
 from workers.coexistence import require_quiet
 from workers.engine import Engine
 
@@ -978,3 +979,22 @@ def test_a_migration_fails_while_a_backup_runs_and_the_guest_runs_on_here(
             away.result()
         assert not guest.is_paused()
         assert_point_and_next_are_right(engine, guest, chain, running)
+
+
+def test_a_guest_outlives_a_look_at_disks_on_which_a_stream_has_just_ended(
+    boot: Boot, engine: Engine, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU 7.2 dies of a query for its nodes until somebody has dismissed the job."""
+    monkeypatch.setattr(disks, "DISMISSED", 0.3)
+    guest = boot(VDA)
+    guest.qemu_io("vda", "write -P 7 1M 4M")
+    snapshot(guest, "vda", workdir / "guest" / "overlay.qcow2")
+    options = {"job-id": "user", "auto-dismiss": False}
+    guest.qmp("block-stream", device=node_of(guest, "vda"), **options)
+    until(lambda: block_jobs(guest)["user"]["status"] == "concluded", "the stream's end")
+    with pytest.raises(MonitorError, match="has concluded and nobody dismisses it"):
+        questions.disks(engine, guest.domain.name())
+    assert guest.is_active()
+    guest.qmp("job-dismiss", id="user")
+    assert [disk.target for disk in questions.disks(engine, guest.domain.name())] == ["vda"]
+    assert guest.is_active()

@@ -25,6 +25,7 @@ class RecordedQemu:
         self.replies: dict[str, Any] = {
             "query-block": blocks,
             "query-named-block-nodes": nodes,
+            "query-block-jobs": [],
             "x-debug-query-block-graph": graph,
         }
 
