@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 
+import libvirt
 from rich.console import Console
 from rich.table import Table
 
@@ -68,9 +71,51 @@ def main() -> None:
             "Every restored disk was compared byte for byte with a copy of the guest's disk made "
             "at the point's instant. What was read includes zeroes: the guest trims its free space."
         )
+        _prune(console, flow, guest)
+        stack.callback(_remove, connection, f"{guest.name}-again")
+        _boot_again(console, flow, f"{guest.name}-again", guests / "again")
         if stay:
             _stay(console, flow)
     console.print("All is taken down again.")
+
+
+def _prune(console: Console, flow: Flow, guest: Guest) -> None:
+    """Two points go, the two others are what they were, and are proven."""
+    pruned = flow.json("prune", guest.name, "--keep-last", "2", "--yes")
+    gone = {removed["point"] for removed in pruned["removed"]}
+    kept = [point for point in flow.points if point.result["point"] not in gone]
+    verified = flow.json("verify", guest.name)
+    for number, point in enumerate(kept):
+        flow.restore_and_compare(point, guest, HERE / f"restored-pruned-{number}")
+    console.print(
+        f"virtvault prune --keep-last 2: {len(gone)} points went into the {len(kept)} that stay; "
+        f"virtvault verify: {verified['state']}; restored again, every disk equal."
+    )
+
+
+def _boot_again(console: Console, flow: Flow, name: str, directory: Path) -> None:
+    """The newest point runs as a domain of its own before its data is there."""
+    point = flow.points[-1].result["point"]
+    options = ("--as", name, "--mode", "instant", "--to", str(directory))
+    done = flow.json("restore", point, *options)
+    ran, ended = (_seconds(done["started"], done[when]) for when in ("booted", "finished"))
+    console.print(
+        f"virtvault restore --as {name} --mode instant: it ran after {ran:.1f} s, and needed the "
+        f"repository no more after {ended:.1f} s."
+    )
+
+
+def _remove(connection: libvirt.virConnect, name: str) -> None:
+    """The restored domain goes with the demo; its images lie in the demo's directory."""
+    with contextlib.suppress(libvirt.libvirtError):
+        domain = connection.lookupByName(name)
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+
+
+def _seconds(start: str, end: str) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 def _table(points: list[PointTaken]) -> Table:
