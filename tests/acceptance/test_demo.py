@@ -73,6 +73,12 @@ def test_a_full_and_three_incrementals_of_a_writing_guest_restore_to_what_it_was
         ids = [point.result["point"] for point in flow.points]
         assert [p["id"] for p in flow.json("points", guest.name)] == ids
         assert flow.json("show", ids[-1])["disks"][0]["parent"] == ids[-2]
+        pruned = flow.json("prune", guest.name, "--keep-last", "2", "--yes")
+        assert {removed["point"] for removed in pruned["removed"]} == set(ids[:2])
+        assert [p["id"] for p in flow.json("points", guest.name)] == ids[2:]
+        assert flow.json("verify", guest.name)["state"] == "good"
+        for number, point in enumerate(flow.points[2:]):
+            flow.restore_and_compare(point, guest, guests / f"pruned-{number}")
         # Other tests' domains are on this host too.
         assert [job for job in flow.json("jobs") if job["domain"] == guest.name] == []
         flower = f"http://127.0.0.1:{flow.flower_port}/tasks"
