@@ -20,8 +20,9 @@ def show(result: PruneResult) -> None:
         (
             p.point,
             remove,
-            f"{output.size(p.freed)}, "
-            + (f"merged into {', '.join(p.into)}" if p.into else "no kept point needs it"),
+            f"merged into {', '.join(p.into)}"
+            if p.into
+            else f"{output.size(p.freed)}, no kept point needs it",
         )
         for p in result.removed
     ]
@@ -35,8 +36,12 @@ def show(result: PruneResult) -> None:
     )
     freed = output.size(sum(p.freed for p in result.removed))
     would = "would be removed" if result.dry_run else "removed"
-    counts = f"{len(result.kept)} points kept, {len(result.removed)} {would} ({freed})"
+    counts = f"{_points(len(result.kept))} kept, {_points(len(result.removed))} {would} ({freed})"
     if result.postponed:
         counts += f", {len(result.postponed)} postponed: the next prune tries them again"
     took = output.duration(output.seconds_between(result.started, result.finished))
     click.echo(f"{counts}; repository {result.repository} on {result.host}, took {took}")
+
+
+def _points(count: int) -> str:
+    return f"{count} point" if count == 1 else f"{count} points"
