@@ -195,7 +195,9 @@ def checked(task_id: str) -> str:
 def durable_write(path: Path, text: str) -> None:
     """Replace ``path`` so that a crash leaves the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w") as file:
+    # Whoever may write there must not have us write elsewhere by a link of that name.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o666), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

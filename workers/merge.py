@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from workers import digests, jobs
 from workers.engine import Engine, Ties, tag_of
 from workers.journal import durable_write, sync_directory
 from workers.monitor import Monitor
+from workers.nbd_reader import extents
 from workers.prune_plan import Merge
 from workers.repository import DirectoryRepository, manifest, sidecar
 from workers.storage_daemon import daemon_of
@@ -41,6 +43,7 @@ __all__ = [
     "Damaged",
     "Merging",
     "Prepared",
+    "being_read",
     "drop_old_lists",
     "finish_switch",
 ]
@@ -49,6 +52,8 @@ log = logging.getLogger(__name__)
 
 # States in `pruning.json`: nothing was changed yet; something may have been.
 MARKED, BEGUN = "marked", "merging"
+# What QEMU says of an image that somebody else has open.
+LOCKED = 'Failed to get "'
 
 
 class Damaged(WorkFailed):
@@ -85,15 +90,16 @@ class Merging:
     def prepare(self, merge: Merge) -> Prepared:
         """See that a merge can be done, and what must come of it; nothing is changed.
 
-        :raises Damaged: an image is not what its digests say.
-        :raises PointBusy: a point that goes is being read.
+        :raises Damaged: an image is not what its digests say, or cannot be read.
         :raises NoRoom: there is less than it may take.
         """
-        self._require_room(merge)
-        with self._daemon() as monitor:
-            self._require_unread(monitor, merge)
-        self._require_whole(merge)
-        expected, touched, listed = self._expected(merge)
+        self._require_own(merge)
+        try:
+            self._require_room(merge)
+            self._require_whole(merge)
+            expected, touched, listed = self._expected(merge)
+        except RepositoryUnusable as error:
+            raise self._damaged(merge.top, error.message) from error
         chunks = {str(chunk): expected.get(chunk, "") for chunk in sorted(touched)}
         return Prepared(merge, listed, chunks)
 
@@ -114,6 +120,7 @@ class Merging:
 
     def finish(self, merge: Merge) -> None:
         """Carry on what an earlier task has begun; errors as in :meth:`do`."""
+        self._require_own(merge)
         if self._image(merge.base, merge.target).exists():
             with self._daemon() as monitor:
                 self._open(monitor, merge)
@@ -125,10 +132,9 @@ class Merging:
 
     def _require_room(self, merge: Merge) -> None:
         """The lowest image may grow by all that the others hold."""
-        needed = sum(
-            self._image(point, merge.target).stat().st_blocks * 512
-            for point in (merge.top, *merge.removed[:-1])
-        )
+        # Not what their files take: those may be compressed, and what is merged is not.
+        above = [self._image(point, merge.target) for point in (merge.top, *merge.removed[:-1])]
+        needed = sum(length for _, length, zero in extents(above) if not zero)
         if (free := self.repository.free()) < needed:
             raise NoRoom(
                 f"Repository {self.repository.name} has {free} bytes free, and merging disk "
@@ -148,17 +154,51 @@ class Merging:
                 if damage:
                     raise self._damaged(point, damage.detail)
 
-    def _require_unread(self, monitor: Monitor, merge: Merge) -> None:
-        """Who reads a point that goes has its image locked; ``pruning.json`` keeps others away."""
-        for point in (*merge.removed, *merge.losing):
+    def busy(self, points: Iterable[str]) -> dict[str, str]:
+        """The points of which somebody has an image locked, and what to say of them.
+
+        A reader has that of the point it reads, by QEMU's own lock; ``pruning.json`` keeps others
+        from beginning. It is asked of the points that go, and of those that get a new image: a
+        lock is on a file and not on its name.
+        """
+        found = {}
+        with self._daemon() as monitor:
+            for point in points:
+                for disk in self._point(point).disks:
+                    image = self._directory(point) / disk.file
+                    try:
+                        manifest.backing_of(image)
+                        monitor.execute(
+                            "blockdev-add", **_node("probe", image, None, writable=True)
+                        )
+                    except RepositoryUnusable:
+                        continue  # not there any more, or damaged: nobody reads it
+                    except MonitorError as error:
+                        if LOCKED in error.message:
+                            found[point] = being_read(point)
+                        continue
+                    monitor.execute("blockdev-del", node_name="probe")
+        return found
+
+    def _require_own(self, merge: Merge) -> None:
+        """See that no header makes us read or write another file than the chain's own images.
+
+        :raises Damaged: one would.
+        """
+        chain = (merge.top, *merge.removed, merge.below)
+        for point, below in pairwise(chain):
             image = self._image(point, merge.target)
-            if not image.exists():
-                continue  # a point that goes was without it already
+            if not image.exists() and point == merge.base:
+                continue  # it has taken its place already
+            expected = f"../{below}/{image.name}" if below else ""
             try:
-                monitor.execute("blockdev-add", **_node("probe", image, None, writable=True))
-            except MonitorError as error:
-                raise _busy(point, error) from error
-            monitor.execute("blockdev-del", node_name="probe")
+                named = manifest.backing_of(image)
+            except RepositoryUnusable as error:
+                raise self._damaged(point, error.message) from error
+            if named != expected:
+                raise self._damaged(
+                    point, f"{image.name} points to {named or 'nothing'} and not to {expected}."
+                )
 
     def _expected(self, merge: Merge) -> tuple[dict[int, str], set[int], str]:
         """What the merged image will be where it changes, which chunks these are, and its list."""
@@ -445,9 +485,11 @@ def _below(monitor: Monitor) -> str | None:
 
 
 def _busy(point: str, error: MonitorError) -> PointBusy | MonitorError:
-    if 'Failed to get "' not in error.message:
+    if LOCKED not in error.message:
         return error
-    return PointBusy(
-        f"Point {point} is being read (a restore, an export, or a tool has its image open).",
-        "Prune again when that has ended.",
-    )
+    return PointBusy(being_read(point), "Prune again when that has ended.")
+
+
+def being_read(point: str) -> str:
+    """What is said of a point that somebody reads."""
+    return f"Point {point} is being read (a restore, an export, or a tool has its image open)."

@@ -9,20 +9,27 @@ stands on is never removed, and the moments in which images change places exclud
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 from virtvault import schemas
 from virtvault.errors import (
+    Cancelled,
     InvalidRequest,
-    NoRoom,
-    PointBusy,
     RepositoryUnusable,
     UnknownPoint,
     VirtvaultError,
 )
-from virtvault.models import KeptPoint, Point, PruneRequest, PruneResult, RemovedPoint
+from virtvault.models import (
+    KeptPoint,
+    Point,
+    PointStatus,
+    PruneRequest,
+    PruneResult,
+    RemovedPoint,
+)
 from workers import prune_plan, retention
 from workers.backup import Duplicate
 from workers.engine import Engine, Ties, now, tag_of
@@ -30,13 +37,15 @@ from workers.journal import HeldElsewhere, Run, sync_directory
 from workers.merge import BEGUN, MARKED, Damaged, Merging, drop_old_lists, finish_switch
 from workers.prune_plan import Merge
 from workers.repository import manifest, open_repository, sidecar
-from workers.repository.directory import PARTIAL, REMOVED
-from workers.retention import Candidate, Decision
+from workers.repository.directory import PARTIAL, POINT_ID, REMOVED
+from workers.retention import TOP, Candidate, Decision
 from workers.storage_daemon import daemon_of
 
 __all__ = ["prune"]
 
 log = logging.getLogger(__name__)
+
+TARGET = re.compile(r"[a-z]{2,4}[a-z0-9]{0,6}")
 
 
 def prune(engine: Engine, request: PruneRequest, ties: Ties) -> PruneResult:
@@ -91,7 +100,7 @@ class _Prune:
             if not self.request.dry_run:
                 self.engine.journal.finish(self.run.task_id, schemas.dump(result))
             return result
-        except VirtvaultError:
+        except Exception:
             # What was begun is in the repository and goes on with the next prune there.
             self.engine.journal.forget(self.run.task_id)
             raise
@@ -111,7 +120,9 @@ class _Prune:
                     # What was not begun can be read and built on again.
                     with self.repository.alone(uuid, self.run.task_id):
                         self._unmark(uuid)
-        except (PointBusy, Damaged, NoRoom, RepositoryUnusable) as error:
+        except Cancelled:
+            raise
+        except VirtvaultError as error:
             if len(self.uuids) == 1:
                 raise
             # One domain's trouble must not keep the others from being pruned.
@@ -124,10 +135,14 @@ class _Prune:
         while True:
             with self.repository.alone(uuid, self.run.task_id):
                 self._unmark(uuid)
+                # Before the points: a backup that commits now is in one of the two.
+                needed = self._needed(uuid)
                 points, decisions = self._decide(uuid)
-                plan = self._plan(uuid, points, decisions, put_off)
+                plan = self._plan(uuid, points, decisions, needed | put_off)
                 self._mark(uuid, plan.removed)
             self._work_on(points)
+            if self._put_off_busy(merging, plan, put_off):
+                continue
             if self._merge(merging, plan.merges, put_off):
                 break
         found = {point.id: point for point in points}
@@ -136,6 +151,19 @@ class _Prune:
             if point.id not in plan.removed:
                 drop_old_lists(self.repository.directory(uuid, point.id))
         self._tell(points, decisions, plan.kept_back, plan.removed)
+
+    def _put_off_busy(
+        self, merging: Merging, plan: prune_plan.Plan, put_off: dict[str, str]
+    ) -> bool:
+        """See who reads what goes or gets another image; whether that puts anything off."""
+        before = len(put_off)
+        tops = {merge.top for merge in plan.merges}
+        for point, why in merging.busy(sorted({*plan.removed, *tops})).items():
+            stay = {point} if point in plan.removed else set()
+            stay |= {id_ for merge in plan.merges if merge.top == point for id_ in merge.removed}
+            # What was begun has to be ended, and can be: it was not being read then.
+            put_off |= {id_: why for id_ in stay if self._state(merging.uuid, id_) != BEGUN}
+        return len(put_off) > before
 
     def _work_on(self, points: list[Point]) -> None:
         """Say in the journal and to who looks on which domain that is."""
@@ -151,7 +179,7 @@ class _Prune:
         for merge in merges:
             try:
                 prepared.append(merging.prepare(merge))
-            except (PointBusy, Damaged) as error:
+            except Damaged as error:
                 if any(self._state(merging.uuid, point) == BEGUN for point in merge.removed):
                     raise
                 put_off.update(dict.fromkeys(merge.removed, error.message))
@@ -171,13 +199,7 @@ class _Prune:
         for directory in sorted(self.repository.directory(uuid, "").glob("*-*")):
             mark = sidecar.read(directory, sidecar.PRUNING) if directory.is_dir() else None
             for entry in ((mark or {}).get("merges") or {}).values():
-                merge = Merge(
-                    entry["target"],
-                    entry["top"],
-                    tuple(entry["removed"]),
-                    entry["below"],
-                    tuple(entry["losing"]),
-                )
+                merge = _begun_merge(directory, entry)
                 if self._still(uuid, merge):
                     merging.finish(merge)
                 else:
@@ -194,6 +216,7 @@ class _Prune:
         points = self.repository.points(uuid)
         statuses = {status.point: status for status in self.repository.statuses(uuid)}
         if self.request.points:
+            self._require_removable(points, statuses)
             chosen = {
                 point.id: Decision(False, ("named",))
                 if point.id in self.request.points or statuses[point.id].state == "pruning"
@@ -207,7 +230,10 @@ class _Prune:
                 instant=point.instant,
                 protected=statuses[point.id].protected,
                 state=statuses[point.id].state,
-                disks=tuple(disk.target for disk in point.disks),
+                disks=tuple(
+                    f"{disk.target} {TOP}" if disk.sync == "top" else disk.target
+                    for disk in point.disks
+                ),
             )
             for point in points
         ]
@@ -218,9 +244,8 @@ class _Prune:
         uuid: str,
         points: list[Point],
         decisions: dict[str, Decision],
-        put_off: dict[str, str],
+        needed: dict[str, str],
     ) -> prune_plan.Plan:
-        needed = self._under_way(uuid) | put_off
         begun = {p.id for p in points if self._state(uuid, p.id) == BEGUN}
         damaged = {
             status.point: f"is {status.state}: {status.why}"
@@ -231,17 +256,37 @@ class _Prune:
         needed = {id_: why for id_, why in needed.items() if id_ not in begun}
         return prune_plan.plan(points, unwanted, needed, damaged)
 
-    def _under_way(self, uuid: str) -> dict[str, str]:
-        """The points that backups under way stand on."""
+    def _needed(self, uuid: str) -> dict[str, str]:
+        """What is stood on by what is no point that can be read: backups under way, and points
+        whose manifest cannot be used (now, or by this version).
+
+        :raises RepositoryUnusable: what such a one stands on cannot be told, so nothing may go.
+        """
         found = {}
-        for image in self.repository.directory(uuid, "").glob(f"*{PARTIAL}/*.qcow2"):
-            try:
-                backing = Path(manifest.backing_of(image))
-            except RepositoryUnusable:
-                continue  # it is just being made, by somebody who waits for our lock
-            if backing.parent.parent == Path(".."):
-                point = image.parent.name.removesuffix(PARTIAL)
-                found[backing.parent.name] = f"the backup of {point} stands on it"
+        _, troubles = self.repository.scan(uuid)
+        for directory in self.repository.directory(uuid, "").glob("*-*"):
+            point = directory.name.removesuffix(PARTIAL)
+            under_way = directory.name != point
+            if not under_way and directory.name not in troubles:
+                continue
+            for image in directory.glob("*.qcow2"):
+                try:
+                    backing = Path(manifest.backing_of(image))
+                except RepositoryUnusable as error:
+                    if under_way:
+                        continue  # it is just being made, by somebody who waits for our lock
+                    raise RepositoryUnusable(
+                        f"Point {point} cannot be read, nor can be told what it stands on: "
+                        f"{error.message}",
+                        f"Restore its files, or remove {directory}; until then nothing of this "
+                        "domain is pruned.",
+                    ) from error
+                if backing.parent.parent == Path(".."):
+                    found[backing.parent.name] = (
+                        f"the backup of {point} stands on it"
+                        if under_way
+                        else f"point {point} stands on it, whose manifest cannot be used"
+                    )
         return found
 
     # -- marking and removing -----------------------------------------------------------------
@@ -284,8 +329,9 @@ class _Prune:
 
     def _say(self, uuid: str) -> None:
         """What would be done."""
+        needed = self._needed(uuid)
         points, decisions = self._decide(uuid)
-        plan = self._plan(uuid, points, decisions, {})
+        plan = self._plan(uuid, points, decisions, needed)
         for point in points:
             if point.id in plan.removed:
                 into = tuple(sorted({m.top for m in plan.merges if point.id in m.removed}))
@@ -331,10 +377,10 @@ class _Prune:
     def _uuids(self) -> list[str]:
         """The domains meant.
 
-        :raises BadInput: there is no such domain, or a named point may not be removed.
+        :raises BadInput: there is no such domain or point.
         """
         if self.request.points:
-            return sorted({self._removable(point) for point in self.request.points})
+            return sorted({self.repository.find(point).uuid for point in self.request.points})
         there = self.repository.domains()
         if self.request.domain and self.request.domain not in there:
             raise UnknownPoint(
@@ -343,24 +389,52 @@ class _Prune:
             )
         return [self.request.domain] if self.request.domain else there
 
-    def _removable(self, id_: str) -> str:
-        """The domain of a point that is to be removed by its name.
-
-        :raises InvalidRequest: it is protected, or the next incremental builds on it.
-        """
-        point = self.repository.find(id_)
-        directory = self.repository.directory(point.uuid, id_)
-        if reason := sidecar.protection(directory):
-            raise InvalidRequest(
-                f"Point {id_} is protected: {reason}.", f"`virtvault unprotect {id_}` first."
-            )
-        points = self.repository.points(point.uuid)
-        for disk in point.disks:
-            having = [p for p in points if any(d.target == disk.target for d in p.disks)]
-            if max(having, key=lambda p: (p.instant, p.id)).id == id_:
+    def _require_removable(self, points: list[Point], statuses: dict[str, PointStatus]) -> None:
+        """:raises InvalidRequest: a named point is protected, or the next incremental needs it."""
+        for point in points:
+            status = statuses[point.id]
+            if point.id not in self.request.points or status.state == "pruning":
+                continue
+            if status.protected:
                 raise InvalidRequest(
-                    f"Point {id_} is the newest of disk {disk.target}: the next incremental "
-                    "builds on it.",
-                    "Take another point first.",
+                    f"Point {point.id} is protected: {status.protected}.",
+                    f"`virtvault unprotect {point.id}` first.",
                 )
-        return point.uuid
+            for disk in point.disks:
+                having = [
+                    p
+                    for p in points
+                    if any(d.target == disk.target and d.sync != "top" for d in p.disks)
+                ]
+                if having and max(having, key=lambda p: (p.instant, p.id)).id == point.id:
+                    raise InvalidRequest(
+                        f"Point {point.id} is the newest of disk {disk.target}: the next "
+                        "incremental builds on it.",
+                        "Take another point first.",
+                    )
+
+
+def _begun_merge(directory: Path, entry: object) -> Merge:
+    """The merge that ``pruning.json`` says was begun into the image of the point in ``directory``.
+
+    :raises RepositoryUnusable: it says no such thing: it was altered.
+    """
+    try:
+        assert isinstance(entry, dict)
+        merge = Merge(
+            str(entry["target"]),
+            str(entry["top"]),
+            tuple(map(str, entry["removed"])),
+            str(entry["below"]),
+            tuple(map(str, entry["losing"])),
+        )
+        points = [merge.top, *merge.removed, *merge.losing, *([merge.below] if merge.below else [])]
+        sane = TARGET.fullmatch(merge.target) and all(map(POINT_ID.fullmatch, points))
+        if not sane or merge.base != directory.name or not isinstance(entry["expected"], dict):
+            raise ValueError
+    except (AssertionError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise RepositoryUnusable(
+            f"{directory / sidecar.PRUNING} does not say what was begun: it was altered.",
+            "Restore the file, or remove the points that `virtvault points` shows as pruning.",
+        ) from error
+    return merge

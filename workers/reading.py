@@ -111,7 +111,7 @@ def _open(
                 driver=format_,
                 node_name=name,
                 read_only=True,
-                **({"force_share": True} if depth or disk.backing else {}),
+                **({"force_share": True} if depth else {}),
                 file={"driver": "file", "filename": path, "read-only": True},
                 **({} if format_ == "raw" else {"backing": below}),
             )

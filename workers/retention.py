@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 
 from virtvault.models import RetentionRules
 
-__all__ = ["Candidate", "Decision", "decide"]
+__all__ = ["TOP", "Candidate", "Decision", "decide"]
 
 # What one bucket of each rule is called; points of one name are in one bucket.
 BUCKETS: dict[str, Callable[[datetime], str]] = {
@@ -33,6 +33,8 @@ BUCKETS: dict[str, Callable[[datetime], str]] = {
     "yearly": lambda at: f"{at:%Y}",
 }
 NEWEST = "newest: the next incremental builds on it"
+# Behind the target of a disk that stands beside the chains: nothing builds on it.
+TOP = "(top)"
 UNITS = {"weeks": 7 * 86400, "days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
@@ -41,7 +43,8 @@ class Candidate:
     """One point of a domain, as the rules look at it.
 
     ``instant`` is UTC ISO 8601. ``protected`` is the reason, empty where it is not. ``state`` is
-    that of :class:`virtvault.models.PointStatus`. ``disks`` are its targets; empty: not told apart.
+    that of :class:`virtvault.models.PointStatus`. ``disks`` are its targets, those that
+    stand beside the chains with :data:`TOP` behind; empty: not told apart.
     """
 
     id: str
@@ -80,7 +83,7 @@ def decide(
         # Among the good ones alone; then each damaged one where it would be kept if it were good.
         for among in (good, past):
             having = [point for point in among if disk in (point.disks or ("",))]
-            for point, reason in _wanted(having, instants, rules, now):
+            for point, reason in _wanted(having, instants, rules, now, builds=TOP not in disk):
                 if among is good:
                     wanted[point.id].setdefault(reason, []).append(disk)
                 elif point.state != "ok":
@@ -96,11 +99,16 @@ def _wanted(
     instants: Mapping[str, datetime],
     rules: RetentionRules,
     now: datetime,
+    *,
+    builds: bool,
 ) -> Iterator[tuple[Candidate, str]]:
-    """The points, newest first, that one of the rules wants, and why."""
+    """The points, newest first, that one of the rules wants, and why.
+
+    :param builds: whether a later point builds on the newest of these.
+    """
     if points:
         good = points[0].state == "ok"
-        yield points[0], NEWEST if good else "newest there is"
+        yield points[0], NEWEST if good and builds else "newest there is"
     for number, point in enumerate(points[: rules.last], 1):
         yield point, f"last {number} of {rules.last}"
     for rule, name_of in BUCKETS.items():

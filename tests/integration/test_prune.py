@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Points
-from tests.integration.scenes import VDA, Boot, TakePoints, give_new_content, syncs, until
-from tests.integration.stored import Stored
+from tests.integration.scenes import (
+    VDA,
+    Boot,
+    TakePoints,
+    give_new_content,
+    qemu_img,
+    syncs,
+    until,
+)
+from tests.integration.stored import SIZE, Stored
 from virtvault.errors import (
     BadInput,
     Cancelled,
@@ -24,12 +32,13 @@ from virtvault.errors import (
     UnknownPoint,
 )
 from virtvault.models import Progress, PruneRequest, PruneResult, RetentionRules
-from workers import reading
+from workers import merge, reading
 from workers.engine import Engine, Ties, tag_of
 from workers.jobs import Detached
 from workers.merge import Damaged
 from workers.prune import prune
 from workers.repository import manifest, sidecar
+from workers.repository.directory import LOCKS
 from workers.storage_daemon import StorageDaemon, daemon_of
 
 
@@ -218,21 +227,68 @@ def daemon(stored: Stored) -> Iterator[StorageDaemon]:
 
 
 @pytest.mark.parametrize("which", [1, 2])
-def test_points_that_are_being_read_are_not_merged_away(
-    stored: Stored, daemon: StorageDaemon, which: int
-) -> None:
-    """The one whose image takes in the others, and one between."""
+def test_points_that_are_being_read_stay(stored: Stored, daemon: StorageDaemon, which: int) -> None:
+    """The one whose image takes in the others, and one between; what is around them may go."""
     ids = stored.chain(4)
     monitor = daemon.monitor(10.0)
     reading.open_sources(monitor, stored.settings, stored.repository, ids[which])
     done = run(stored.engine, *ids[1:3])
-    assert f"Point {ids[which]} is being read" in done.postponed[ids[1]]
-    assert (done.removed, stored.ids()) == ((), ids)
-    stored.assert_equal(ids)
+    # Nor does the one that is read get the image of another.
+    stay = ids[1 : which + 1]
+    assert done.postponed == dict.fromkeys(stay, merge.being_read(ids[which]))
+    assert [removed.point for removed in done.removed] == ids[which + 1 : 3]
+    stored.assert_equal([ids[0], *stay, ids[3]])
     monitor.close()
     daemon.end()
-    assert len(run(stored.engine, *ids[1:3]).removed) == 2
+    assert len(run(stored.engine, *stay).removed) == len(stay)
     stored.assert_equal([ids[0], ids[3]])
+    stored.assert_whole()
+
+
+def test_a_point_that_is_being_read_gets_no_other_image(
+    stored: Stored, daemon: StorageDaemon
+) -> None:
+    """The reader's lock is on the image it opened: on another of that name it has none, and the
+    prune after next would merge into what it still reads."""
+    ids = stored.chain(4)
+    monitor = daemon.monitor(10.0)
+    reading.open_sources(monitor, stored.settings, stored.repository, ids[2])
+    done = run(stored.engine, ids[1])
+    assert done.postponed == {ids[1]: merge.being_read(ids[2])}
+    assert run(stored.engine, ids[2]).postponed
+    monitor.close()
+    stored.assert_equal(ids)
+
+
+def test_a_point_that_nobody_needs_stays_while_it_is_read(
+    stored: Stored, daemon: StorageDaemon
+) -> None:
+    old = stored.take()
+    new = stored.take()
+    monitor = daemon.monitor(10.0)
+    reading.open_sources(monitor, stored.settings, stored.repository, old)
+    assert run(stored.engine, old).postponed == {old: merge.being_read(old)}
+    monitor.close()
+    daemon.end()
+    assert len(run(stored.engine, old).removed) == 1
+    stored.assert_equal([new])
+
+
+def test_nothing_is_merged_below_a_reader_of_a_point_that_goes(
+    stored: Stored, daemon: StorageDaemon
+) -> None:
+    ids = stored.chain(2)
+    branch = stored.take(ids[1])
+    ids.append(stored.take(ids[1]))
+    monitor = daemon.monitor(10.0)
+    reading.open_sources(monitor, stored.settings, stored.repository, branch)
+    done = run(stored.engine, ids[1], branch)
+    assert done.removed == ()
+    assert done.postponed[branch] == merge.being_read(branch)
+    assert "both stand on" in done.postponed[ids[1]]
+    monitor.close()
+    stored.assert_equal([*ids, branch])
+    stored.assert_whole()
 
 
 def test_a_point_of_which_one_disk_is_being_read_goes_or_stays_as_a_whole(
@@ -247,24 +303,6 @@ def test_a_point_of_which_one_disk_is_being_read_goes_or_stays_as_a_whole(
     assert "is being read" in done.postponed[ids[0]]
     assert not stored.repository.find(ids[1]).merged
     monitor.close()
-    stored.assert_whole()
-
-
-def test_nothing_is_merged_below_a_reader_of_a_point_that_goes(
-    stored: Stored, daemon: StorageDaemon
-) -> None:
-    ids = stored.chain(2)
-    branch = stored.take(ids[1])
-    ids.append(stored.take(ids[1]))
-    monitor = daemon.monitor(10.0)
-    source = reading.open_sources(monitor, stored.settings, stored.repository, branch)["vda"]
-    done = run(stored.engine, ids[1], branch)
-    # Only unlinked, so what is read of it stays what it was.
-    assert [removed.point for removed in done.removed] == [branch]
-    assert f"Point {branch} is being read" in done.postponed[ids[1]]
-    assert source.node in str(monitor.execute("query-named-block-nodes", flat=True))
-    monitor.close()
-    stored.assert_equal(ids)
     stored.assert_whole()
 
 
@@ -364,3 +402,100 @@ def test_bad_requests_are_refused(stored: Stored) -> None:
         run(stored.engine, "20260102T000000Z-00000009")
     assert stored.ids() == ids
     assert os.path.exists(partial)
+
+
+# -- what others have put there --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["newer", "cut off"])
+def test_what_an_unreadable_point_stands_on_stays(stored: Stored, damage: str) -> None:
+    """Its manifest may be mended, or is that of a later version."""
+    ids = stored.chain(3)
+    other = stored.take()
+    path = stored.repository.directory(stored.uuid, ids[2]) / manifest.FILE
+    text = path.read_text()
+    path.write_text(text.replace('"schema_version": 2', '"schema_version": 3') if damage == "newer"
+                    else text[:100])  # fmt: skip
+    done = run(stored.engine, rules=RetentionRules(last=1))
+    assert f"point {ids[2]} stands on it" in done.postponed[ids[1]]
+    path.write_text(text)
+    stored.assert_equal([ids[1], ids[2], other])
+
+
+def test_a_point_that_was_protected_since_it_was_named_stays(stored: Stored) -> None:
+    ids = stored.chain(3)
+    with Pruning(stored.engine, ids[0]) as pruning:
+        pruning.stopping.set()
+        assert isinstance(pruning.join(), Detached)
+    # The first is lost by now; the second is asked for by the same task's next delivery.
+    directory = stored.repository.directory(stored.uuid, ids[1])
+    journal = stored.engine.journal
+    begun = journal.read(pruning.task_id)
+    assert begun is not None
+    sidecar.write(directory, sidecar.PROTECTED, {"reason": "audit"})
+    with pytest.raises(InvalidRequest, match="protected: audit"):
+        run(stored.engine, ids[0], ids[1], task_id=pruning.task_id)
+    assert ids[1] in stored.ids()
+    stored.assert_equal(ids[1:])
+
+
+def test_no_header_makes_a_merge_open_another_file(stored: Stored, workdir: Path) -> None:
+    ids = stored.chain(3)
+    outside = workdir / "outside.raw"
+    outside.write_bytes(bytes(SIZE))
+    image = stored.image(ids[1])
+    length = image.stat().st_size
+    image.unlink()
+    options = f"data_file={outside},backing_file=../{ids[0]}/vda.qcow2"
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-o", options, image, str(SIZE))
+    os.truncate(image, length)
+    done = run(stored.engine, ids[1])
+    assert "it has its data in another file" in done.postponed[ids[1]]
+    assert outside.read_bytes() == bytes(SIZE)
+
+
+def test_no_mark_or_link_makes_a_prune_write_elsewhere(stored: Stored, workdir: Path) -> None:
+    ids = stored.chain(3)
+    directory = stored.repository.directory(stored.uuid, ids[1])
+    outside = workdir / "images"
+    outside.mkdir()
+    victim = outside / "vda.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", victim, str(SIZE))
+    before = victim.read_bytes()
+    entry = {"target": "vda", "top": ids[2], "removed": ["../../../../images", ids[1]],
+             "below": ids[0], "losing": [], "expected": {}, "digests": ""}  # fmt: skip
+    sidecar.write(directory, sidecar.PRUNING, {"state": "merging", "merges": {"vda": entry}})
+    with pytest.raises(RepositoryUnusable, match="does not say what was begun"):
+        run(stored.engine, ids[0])
+    sidecar.drop(directory, sidecar.PRUNING)
+    switch = {"disks": {"vda": {"file": "../../../../images/vda.qcow2", "backing_file":
+              f"../{ids[0]}/vda.qcow2"}}, "merged": []}  # fmt: skip
+    sidecar.write(directory, sidecar.SWITCH, switch)
+    with pytest.raises(RepositoryUnusable, match=r"switch\.json cannot be used"):
+        stored.repository.find(ids[1])
+    sidecar.drop(directory, sidecar.SWITCH)
+    stored.image(ids[1]).unlink()
+    stored.image(ids[1]).symlink_to(victim)
+    assert run(stored.engine, ids[1]).removed == ()
+    lock = stored.repository.path / LOCKS / f"{stored.uuid}.prune"
+    lock.unlink()
+    lock.symlink_to(victim)
+    with pytest.raises(RepositoryUnusable):
+        run(stored.engine, ids[1])
+    assert victim.read_bytes() == before
+
+
+def test_a_chain_does_not_become_longer_than_tools_can_open(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = stored.chain(4)
+    parents = stored.repository.parents(stored.uuid, "vda")
+    assert not any(parent.trouble for parent in parents.values())
+    monkeypatch.setattr("workers.repository.directory.LONGEST", 4)
+    parents = stored.repository.parents(stored.uuid, "vda")
+    assert parents[ids[3]].trouble.startswith("has a chain of 4 images")
+    assert not parents[ids[2]].trouble
+    # It can be read, and pruned: then it is shorter.
+    stored.assert_equal(ids)
+    run(stored.engine, ids[1])
+    assert not stored.repository.parents(stored.uuid, "vda")[ids[3]].trouble

@@ -32,6 +32,7 @@ from virtvault.settings import RepositorySettings
 from workers.journal import durable_write, sync_directory
 from workers.plan import ParentDisk
 from workers.repository import manifest, sidecar
+from workers.repository.regular import is_directory
 
 __all__ = ["DirectoryRepository", "create_image"]
 
@@ -40,6 +41,11 @@ PARTIAL = ".partial"
 # A pruned point on its way out.
 REMOVED = ".removed"
 LOCKS = ".locks"
+# Times a chain is looked at before it counts as damaged.
+TRIES = 2
+# Images in a chain. Each is found through the header of the one above, by a path that grows with
+# every link: at about 138 it is longer than Linux takes.
+LONGEST = 100
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # The trouble seen with a disk's image, or its verdict, by (which, point, target).
 Looks = dict[tuple[str, str, str], str]
@@ -59,7 +65,9 @@ class DirectoryRepository:
 
     def domains(self) -> list[str]:
         """The uuids of the domains that have points here."""
-        return sorted(d.name for d in self.path.iterdir() if d.is_dir() and UUID.fullmatch(d.name))
+        return sorted(
+            d.name for d in self.path.iterdir() if UUID.fullmatch(d.name) and is_directory(d)
+        )
 
     def points(self, uuid: str) -> list[Point]:
         """The domain's points that can be read, oldest first by id."""
@@ -72,7 +80,7 @@ class DirectoryRepository:
         """
         found, troubles = [], {}
         for directory in sorted(self._domain(uuid).glob("*-*")):
-            if not POINT_ID.fullmatch(directory.name) or not directory.is_dir():
+            if not POINT_ID.fullmatch(directory.name) or not is_directory(directory):
                 continue
             try:
                 found.append(manifest.read(directory))
@@ -87,8 +95,8 @@ class DirectoryRepository:
         :raises RepositoryUnusable: its manifest cannot be read.
         """
         if POINT_ID.fullmatch(point):
-            for domain in self.path.iterdir():
-                if (domain / point).is_dir():
+            for domain in map(self._domain, self.domains()):
+                if is_directory(domain / point):
                     return manifest.read(domain / point)
                 if (domain / f"{point}{PARTIAL}").is_dir():
                     raise UnknownPoint(
@@ -105,6 +113,13 @@ class DirectoryRepository:
 
     def statuses(self, uuid: str) -> list[PointStatus]:
         """How each of the domain's points is now, the unreadable ones too."""
+        found = self._statuses(uuid)
+        if any(status.state == "broken" for status in found):
+            # A merge or a prune that ended while we looked looks like damage.
+            found = self._statuses(uuid)
+        return found
+
+    def _statuses(self, uuid: str) -> list[PointStatus]:
         points, troubles = self.scan(uuid)
         disks = {
             target: {p.id: d for p in points for d in p.disks if d.target == target}
@@ -158,13 +173,21 @@ class DirectoryRepository:
 
     def parents(self, uuid: str, target: str) -> dict[str, ParentDisk]:
         """What an incremental of this disk could build on, by point id."""
-        points = {p.id: p for p in self.points(uuid)}
-        disks = {p.id: disk for p in points.values() for disk in p.disks if disk.target == target}
-        looks: Looks = {}
-        return {
-            id_: ParentDisk(disk, self._trouble(uuid, id_, disks, looks))
-            for id_, disk in disks.items()
-        }
+        for _ in range(TRIES):
+            disks = self._disks(uuid, target)
+            looks: Looks = {}
+            found = {
+                id_: ParentDisk(
+                    disk, self._trouble(uuid, id_, disks, looks) or _too_long(id_, disks)
+                )
+                for id_, disk in disks.items()
+            }
+            if not any(parent.trouble for parent in found.values()):
+                break
+        return found
+
+    def _disks(self, uuid: str, target: str) -> dict[str, PointDisk]:
+        return {p.id: d for p in self.points(uuid) for d in p.disks if d.target == target}
 
     def chain(self, point: Point, target: str, *, force: bool = False) -> list[Path]:
         """The images of one disk from the point's own down to its full.
@@ -178,10 +201,12 @@ class DirectoryRepository:
             raise PointBusy(
                 f"Point {point.id} is being pruned.", "Use another: `virtvault points` lists them."
             )
-        disks = {
-            p.id: disk for p in self.points(point.uuid) for disk in p.disks if disk.target == target
-        }
-        if trouble := self._damage(point.uuid, point.id, disks):
+        for _ in range(TRIES):
+            disks = self._disks(point.uuid, target)
+            # A merge that ended while we looked looks like damage.
+            if not (trouble := self._damage(point.uuid, point.id, disks)):
+                break
+        if trouble:
             raise RepositoryUnusable(
                 f"Disk {target} of point {point.id}: the point {trouble}.",
                 "Restore the missing files, or use a point of another chain.",
@@ -237,7 +262,9 @@ class DirectoryRepository:
         locks = self.path / LOCKS
         try:
             locks.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(locks / f"{uuid}.{name}", os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(
+                locks / f"{uuid}.{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
+            )
         except OSError as error:
             raise self._unusable(f"{error.filename}: {error.strerror}") from error
         until = time.monotonic() + seconds
@@ -352,6 +379,16 @@ class DirectoryRepository:
             length = image.stat().st_size
         except OSError:
             return f"{image}, which is not there"
+        expected = f"../{disk.parent}/{disk.file}" if disk.parent else ""
+        if disk.backing:
+            expected = disk.backing[0].path
+        try:
+            named = manifest.backing_of(image)
+        except RepositoryUnusable as error:
+            return error.message.rstrip(".")
+        if named != expected:
+            # Nothing but the chain's own images is ever opened.
+            return f"{image}, which points to {named or 'nothing'}, its manifest to {expected}"
         # One that is being pruned may be the base of a merge: it grows, and what kept points
         # read from it stays the same.
         if length != disk.length and not (directory / sidecar.PRUNING).exists():
@@ -425,6 +462,14 @@ class DirectoryRepository:
             f"Repository {self.name} cannot be used: {what}.",
             "Mount it, make room or mend its permissions; `virtvault check` tests it.",
         )
+
+
+def _too_long(point: str, disks: Mapping[str, PointDisk]) -> str:
+    """Why no more may be put on a chain, or empty: its length."""
+    length = sum(1 for _ in _steps(point, disks))
+    if length < LONGEST:
+        return ""
+    return f"has a chain of {length} images, and tools cannot open much longer ones"
 
 
 def _steps(point: str, disks: Mapping[str, PointDisk]) -> Iterator[str]:

@@ -11,7 +11,7 @@ moment, and after a kill at any moment.
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from blake3 import blake3
 
 from virtvault import schemas
 from virtvault.errors import InvalidRequest, RepositoryUnusable
-from virtvault.models import MANIFEST_VERSION, Point, PointDisk
+from virtvault.models import MANIFEST_VERSION, Point
 from workers.repository import sidecar
+from workers.repository.regular import json_object, open_regular
 
 __all__ = ["FILE", "backing_of", "read", "switched", "text"]
 
 FILE = "manifest.json"
 SEAL = "seal"
+# What of a disk a merge changes.
+SWITCHED = ("parent", "sync", "length", "stored", "digests")
+TRIES = 5
 
 
 def text(point: Point) -> str:
@@ -40,9 +44,21 @@ def read(directory: Path) -> Point:
 
     :raises RepositoryUnusable: it cannot be read, is cut off, altered, or of a newer version.
     """
+    for _ in range(TRIES):
+        before = sidecar.read(directory, sidecar.SWITCH)
+        point = switched(directory, _read(directory), before)
+        # A merge that ends just now puts into the manifest what the switch says, and drops it.
+        if sidecar.read(directory, sidecar.SWITCH) == before:
+            return point
+    raise RepositoryUnusable(
+        f"The manifest {directory / FILE} changes all the time.", "Try again in a moment."
+    )
+
+
+def _read(directory: Path) -> Point:
     path = directory / FILE
     try:
-        content = _parsed(path)
+        content = json_object(path)
         version = content.get("schema_version")
         if isinstance(version, int) and version > MANIFEST_VERSION:
             raise ValueError(
@@ -61,39 +77,49 @@ def read(directory: Path) -> Point:
             f"The manifest {path} cannot be used: {error}",
             "Nothing builds on this point. Restore the file, or remove the point's directory.",
         ) from error
-    return switched(directory, point)
+    return point
 
 
-def switched(directory: Path, point: Point) -> Point:
+def switched(directory: Path, point: Point, switch: dict[str, Any] | None) -> Point:
     """The point with each disk as the image that is there has it.
 
+    :param switch: what ``switch.json`` says, None where there is none.
     :raises RepositoryUnusable: that cannot be told.
     """
-    switch = sidecar.read(directory, sidecar.SWITCH)
     if switch is None:
         return point
-    known = {field.name for field in fields(PointDisk)}
-    disks, merged = [], set(point.merged)
-    for disk in point.disks:
-        to = switch["disks"].get(disk.target)
-        if to is not None and backing_of(directory / disk.file) == to["backing_file"]:
-            disk = replace(disk, **{k: v for k, v in to.items() if k in known})
-            merged |= set(switch["merged"])
-        disks.append(disk)
-    return replace(point, disks=tuple(disks), merged=tuple(sorted(merged)))
+    try:
+        disks, merged = [], set(point.merged)
+        for disk in point.disks:
+            to = switch["disks"].get(disk.target)
+            if to is not None and backing_of(directory / disk.file) == to["backing_file"]:
+                disk = replace(disk, **{key: to[key] for key in SWITCHED})
+                merged |= set(switch["merged"])
+            disks.append(disk)
+        made = replace(point, disks=tuple(disks), merged=tuple(sorted(merged)))
+        # As strict as what comes over the wire.
+        return schemas.load(Point, schemas.dump(made))
+    except (KeyError, TypeError, AttributeError, InvalidRequest) as error:
+        raise RepositoryUnusable(
+            f"{directory / sidecar.SWITCH} cannot be used: {error!r}",
+            "Nothing builds on this point. Restore the file.",
+        ) from error
 
 
 def backing_of(image: Path) -> str:
     """The backing file that a qcow2 image's header names, empty for none.
 
-    :raises RepositoryUnusable: it is not there, or no qcow2 image.
+    :raises RepositoryUnusable: it is not there, no qcow2 image, or has its data in another file.
     """
     try:
-        with image.open("rb") as file:
-            header = file.read(20)
-            # qcow2's specification: magic, version, offset and length of the name.
-            if len(header) < 20 or header[:4] != b"QFI\xfb":
+        with open_regular(image) as file:
+            header = file.read(80)
+            # qcow2's specification: magic, version, offset and length of the name; and of the
+            # incompatible features the one that means an external data file.
+            if len(header) < 72 or header[:4] != b"QFI\xfb":
                 raise ValueError("it is no qcow2 image")
+            if int.from_bytes(header[4:8]) >= 3 and int.from_bytes(header[72:80]) & 4:
+                raise ValueError("it has its data in another file")
             offset, length = int.from_bytes(header[8:16]), int.from_bytes(header[16:20])
             if not offset:
                 return ""
@@ -103,16 +129,6 @@ def backing_of(image: Path) -> str:
         raise RepositoryUnusable(
             f"{image} cannot be read: {error}.", "Use a point of another chain."
         ) from error
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"it was cut off, or is no JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError("it is no JSON object.")
-    return content
 
 
 def _seal(content: dict[str, Any]) -> str:

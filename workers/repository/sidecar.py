@@ -15,6 +15,7 @@ from virtvault import schemas
 from virtvault.errors import InvalidRequest, RepositoryUnusable
 from virtvault.models import Verdict
 from workers.journal import durable_write, sync_directory
+from workers.repository.regular import json_object
 
 __all__ = [
     "PROTECTED",
@@ -44,14 +45,11 @@ def read(directory: Path, name: str) -> dict[str, Any] | None:
     """
     path = directory / name
     try:
-        found = json.loads(path.read_text())
+        return json_object(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    if not isinstance(found, dict):
-        raise _unreadable(path, "it is no JSON object")
-    return found
 
 
 def write(directory: Path, name: str, content: dict[str, Any]) -> None:

@@ -10,21 +10,22 @@ import contextlib
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virtvault.errors import PointBusy, VirtvaultError
-from virtvault.models import PointDisk
+from virtvault.errors import PointBusy, VirtvaultError, WorkFailed
+from virtvault.models import PointDisk, RestoreResult
 from workers import jobs
-from workers.images import require_unchanged, sync
+from workers.images import claim, require_unchanged, sync
 from workers.monitor import Monitor
 from workers.reading import Source
 from workers.repository.directory import create_image
+from workers.restore.rbd import Image
 from workers.restore.story import Story, remove_directories
 
-__all__ = ["Copy", "Copying", "give_owner_of"]
+__all__ = ["Copy", "Copying", "add", "give_owner_of"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Copy:
     """One block job: what of a disk it reads, and where that is written.
 
     ``name`` is the disk's target, and of an image further down in its chain with the ``depth``
-    behind it. ``partial`` becomes ``final`` in the end; of a ``device`` they are the same.
-    ``below`` is the name of the file that a copied link of a chain stands on; ``flat`` copies are
-    the whole of the disk.
+    behind it. ``partial`` becomes ``final`` in the end; of a ``device`` they are the same, and
+    of an RBD ``image`` names for a message. ``below`` is the name of the file that a copied link of
+    a chain stands on; ``flat`` copies are the whole of the disk.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Copy:
     depth: int = 0
     below: str = ""
     device: bool = False
+    image: Image | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether ``partial`` and ``final`` are files that the run makes."""
+        return not self.device and self.image is None
 
 
 class Copying(Story):
@@ -53,6 +60,8 @@ class Copying(Story):
 
     # How it is copied; known before anything is made.
     copies: list[Copy]
+    # RBD images of ours that are there still after all, and why.
+    remains: tuple[str, ...] = ()
 
     @abstractmethod
     def require(self) -> None:
@@ -72,13 +81,29 @@ class Copying(Story):
             self._follow()
         self.ties.step("committing")
         self.end_daemon()
-        self.conclude()
+        try:
+            self.conclude()
+        except OSError as error:
+            raise WorkFailed(
+                f"What was copied cannot be brought to its place: {error}.",
+                "See to the destination's storage, and restore again.",
+            ) from error
+
+    def carry_on(self) -> RestoreResult:
+        """See :meth:`Story.carry_on`."""
+        try:
+            return super().carry_on()
+        except VirtvaultError as error:
+            if self.remains:
+                add(error, f"It may have left: {', '.join(self.remains)}. Remove it (`rbd rm`).")
+            raise
 
     def undo(self) -> None:
         """See :meth:`Story.undo`."""
         self.end_daemon()
+        self.remains = tuple(self._remove_images())
         for copy in self.copies:
-            if not copy.device:
+            if copy.is_file:
                 # The destination may not be there yet, or be a file: nothing of ours is in it.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     copy.partial.unlink()
@@ -93,15 +118,21 @@ class Copying(Story):
         self.phase("planned")
         made = self.run.draft.pop("made", [])
         Copying.undo(self)  # what an earlier worker had begun
+        if self.remains:
+            raise WorkFailed("What an earlier worker had begun cannot be removed.", "Try again.")
         self.run.draft["made"] = made
         self.ties.check(self.engine.journal)
+        # For a worker that cannot tell any more what is restored where: see _abandon().
+        self.run.draft["locks"] = self.locks()
+        self.run.draft["partials"] = [str(copy.partial) for copy in self.copies if copy.is_file]
+        self.phase("planned")
         self.daemon.start()
         with contextlib.closing(self.monitor()) as monitor:
             sources = self.open_sources(monitor)
             self._require_links(sources)
             self.make()
             for copy in self.copies:
-                self._make(copy)
+                self._make(copy, monitor)
                 monitor.execute(
                     "blockdev-add",
                     **self._node(copy, sources[copy.disk.target], read_only=False),
@@ -121,11 +152,7 @@ class Copying(Story):
                 jobs.follow(monitor, ours, self.engine.pace, self.sample)
             except VirtvaultError as error:
                 if written := [str(copy.partial) for copy in self.copies if copy.device]:
-                    error.args = (
-                        f"{error.message} {', '.join(written)}: overwritten in part.",
-                        error.mend,
-                    )
-                    error.message = error.args[0]
+                    add(error, f"{', '.join(written)}: overwritten in part.")
                 raise
             self.ties.step("closing")
             for copy in self.copies:
@@ -150,11 +177,25 @@ class Copying(Story):
                     "Try again.",
                 )
 
-    def _make(self, copy: Copy) -> None:
-        if copy.device:
+    def _remove_images(self) -> Iterator[str]:
+        for copy in self.copies:
+            if copy.image is not None and copy.name in self.run.draft.get("identities", ()):
+                try:
+                    copy.image.remove()
+                except VirtvaultError as error:
+                    yield f"{copy.partial} ({error.message})"
+
+    def _make(self, copy: Copy, monitor: Monitor) -> None:
+        if copy.image is not None:
+            identities = self.run.draft.setdefault("identities", {})
+            # Durable first: a killed worker's next one knows that there may be something to remove.
+            identities[copy.name] = ""
+            self.engine.journal.write(self.run)
+            identities[copy.name] = copy.image.make(monitor, copy.disk.virtual_size)
+        if not copy.is_file:
             return
+        claim(copy.partial)
         create_image(copy.partial, copy.disk.virtual_size, format=copy.format, backing=copy.below)
-        copy.partial.chmod(0o600)
 
     def _node(self, copy: Copy, source: Source | None, *, read_only: bool) -> dict[str, Any]:
         """What is written to; without ``source`` as it was made."""
@@ -170,6 +211,11 @@ class Copying(Story):
                 "discard": "unmap",
             },
         }
+        if copy.image is not None:
+            node["file"] |= {"driver": "rbd", **copy.image.location()}
+            del node["file"]["filename"]
+            # QEMU's zeroes would take room in the cluster.
+            node["detect-zeroes"] = "unmap"
         if copy.device:
             node["size"] = copy.disk.virtual_size
         if copy.below:
@@ -198,8 +244,14 @@ class Copying(Story):
     def sync(self, copies: Iterable[Copy]) -> None:
         """Bring the copies' content to the disk."""
         for copy in copies:
-            if copy.partial.exists():
+            if copy.image is None and copy.partial.exists():
                 sync(copy.partial, holes=copy.format == "raw" and not copy.device)
+
+
+def add(error: VirtvaultError, text: str) -> None:
+    """Have an error say something more."""
+    error.message = f"{error.message} {text}"
+    error.args = (error.message, error.mend)
 
 
 def give_owner_of(path: Path, to: Path) -> None:

@@ -1,9 +1,10 @@
-"""Where a restore may write: directories, and the block devices that it may overwrite."""
+"""Where a restore may write: directories, block devices, pools of RBD images."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -13,14 +14,17 @@ from virtvault.errors import (
     DomainBusy,
     InvalidRequest,
     NoRoom,
-    NotSupported,
 )
 from virtvault.settings import Settings
 from workers.images import lock
+from workers.restore.rbd import Image
 
-__all__ = ["device_of", "directory_of", "require_device", "require_reach"]
+__all__ = ["device_of", "directory_of", "image_of", "require_device", "require_reach"]
 
 MIB = 2**20
+# Nothing that QEMU or Ceph takes for more than a name.
+NAME = "([A-Za-z0-9_][A-Za-z0-9_.-]{0,95})"
+IMAGE = re.compile(f"rbd:{NAME}/{NAME}", re.ASCII)
 
 
 def directory_of(settings: Settings, to: str) -> Path:
@@ -64,11 +68,6 @@ def device_of(settings: Settings, target: str, wanted: str) -> Path:
 
     :raises InvalidRequest: it is outside the configured ones, or no block device.
     """
-    if wanted.startswith("rbd:"):
-        raise NotSupported(
-            f"devices: {target}: RBD images ({wanted}) cannot be restored to yet.",
-            "Restore into a file and `rbd import` it.",
-        )
     path = Path(os.path.normpath(wanted))
     allowed = [d for d in settings.restore_devices if not d.startswith("rbd:")]
     if not any(path.is_relative_to(device) for device in allowed):
@@ -87,6 +86,30 @@ def device_of(settings: Settings, target: str, wanted: str) -> Path:
             f"devices: {target}: {path} is no block device.", "For files use a directory (--to)."
         )
     return path
+
+
+def image_of(settings: Settings, target: str, wanted: str, tag: str) -> Image:
+    """The RBD image meant for a disk.
+
+    :param tag: of the run that makes it.
+    :raises InvalidRequest: it is in none of the configured pools, or has no plain name.
+    """
+    if (found := IMAGE.fullmatch(wanted)) is None:
+        raise InvalidRequest(
+            f"devices: {target}: {wanted!r} is not rbd:POOL/IMAGE in letters, digits, '_', '.' and "
+            "'-', at most 96 each.",
+            "Name no options and no snapshot: the cluster is the worker's own "
+            "(/etc/ceph/ceph.conf, or CEPH_CONF in its environment).",
+        )
+    pool, name = found.groups()
+    allowed = [d for d in settings.restore_devices if d.startswith("rbd:")]
+    if f"rbd:{pool}" not in allowed:
+        raise InvalidRequest(
+            f"devices: {target}: pool {pool} is not among the restore_devices of {settings.host}.",
+            f"It has {', '.join(allowed) or 'no pools'}; they are set in the worker's "
+            "configuration.",
+        )
+    return Image(pool, name, tag)
 
 
 def require_device(path: Path, size: int, *, force: bool) -> int:

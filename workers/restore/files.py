@@ -1,4 +1,7 @@
-"""Restores into new files or onto devices, with a new domain on them where one is named."""
+"""Restores into new files, onto devices or into RBD images.
+
+Where a domain is named, it is defined on them.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from virtvault.errors import DestinationExists, InvalidRequest, UnknownDisk
+from virtvault.errors import (
+    DestinationExists,
+    InvalidRequest,
+    UnknownDisk,
+    VirtvaultError,
+)
 from virtvault.models import PointDisk, RestoredDisk
 from workers.domain_xml import NewDisk
 from workers.images import publish, require_room
 from workers.journal import sync_directory
-from workers.restore.copying import Copy, Copying
-from workers.restore.destination import device_of, directory_of, require_device
+from workers.restore.copying import Copy, Copying, add
+from workers.restore.destination import device_of, directory_of, image_of, require_device
 from workers.restore.new_domain import NewDomain
+from workers.restore.rbd import Image
 from workers.restore.story import key_of, make_directory, stored
 
 __all__ = ["Files"]
 
 
 class Files(Copying):
-    """``flatten`` and ``chain`` into a directory; ``flatten`` onto devices."""
+    """``flatten`` and ``chain`` into a directory; ``flatten`` onto devices and RBD images."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -28,7 +37,14 @@ class Files(Copying):
         if self.request.to or self.request.name:
             self.to = directory_of(self.settings, self.request.to or self.request.name)
             self.run.draft["to"] = str(self.to)
-        self.devices = self._devices()
+        self._require_places()
+        self.devices: dict[str, Path] = {}
+        self.images: dict[str, Image] = {}
+        for target, wanted in self.request.devices.items():
+            if wanted.startswith("rbd:"):
+                self.images[target] = image_of(self.settings, target, wanted, self.tag)
+            else:
+                self.devices[target] = device_of(self.settings, target, wanted)
         self.copies = list(self._plan())
         self.domain = NewDomain(self, self.to) if self.request.name and self.to else None
         self._claims: list[int] = []
@@ -36,6 +52,7 @@ class Files(Copying):
     def locks(self) -> list[str]:
         """See :meth:`Story.locks`."""
         found = [key_of("device", device.resolve()) for device in self.devices.values()]
+        found += [key_of("image", image) for image in self.images.values()]
         if self.to is not None:
             found.append(key_of("to", self.to))
         if self.domain is not None:
@@ -45,7 +62,7 @@ class Files(Copying):
     def what(self) -> str:
         """See :meth:`Story.what`."""
         places = [str(self.to)] if self.to else []
-        return ", ".join([*places, *(str(device) for device in self.devices.values())])
+        return ", ".join(map(str, [*places, *self.devices.values(), *self.images.values()]))
 
     def require(self) -> None:
         """See :meth:`Copying.require`."""
@@ -54,8 +71,10 @@ class Files(Copying):
             if copy.device:
                 size, force = copy.disk.virtual_size, self.request.force
                 self._claims.append(require_device(copy.final, size, force=force))
+        for image in self.images.values():
+            image.require()
         if self.to is not None:
-            require_room((self.to, self._needed(copy)) for copy in self.copies if not copy.device)
+            require_room((self.to, self._needed(copy)) for copy in self.copies if copy.is_file)
         if self.domain is not None:
             self.domain.require(self._new_disks())
 
@@ -68,8 +87,9 @@ class Files(Copying):
         """See :meth:`Copying.conclude`."""
         self._refuse_overwriting()
         self.sync(self.copies)
+        self._publish_images()
         for copy in self.copies:
-            if not copy.device and copy.partial.exists():
+            if copy.is_file and copy.partial.exists():
                 publish(copy.partial, copy.final)
         if self.to is not None:
             sync_directory(self.to)
@@ -95,16 +115,29 @@ class Files(Copying):
                 format=copy.format,
                 virtual_size=copy.disk.virtual_size,
                 stored=copy.disk.virtual_size
-                if copy.device
+                if not copy.is_file
                 else sum(stored(c.final) for c in self.copies if c.disk is copy.disk),
             )
             for copy in self.copies
             if not copy.depth
         ]
 
+    def _publish_images(self) -> None:
+        # Before the files: it is likelier to fail.
+        whole: list[str] = []
+        for target, image in self.images.items():
+            try:
+                image.publish(self.run.draft["identities"][target])
+            except VirtvaultError as error:
+                if whole:
+                    add(error, f"{', '.join(whole)}: restored and complete, and stays.")
+                raise
+            whole.append(str(image))
+
     # -- its plan -----------------------------------------------------------------------------
 
-    def _devices(self) -> dict[str, Path]:
+    def _require_places(self) -> None:
+        """See that each chosen disk has a place of its own, and no other has."""
         chosen = {disk.target for disk in self.disks}
         for target in self.request.devices:
             if target not in chosen:
@@ -112,21 +145,33 @@ class Files(Copying):
                     f"devices: {target!r} is not among the disks to restore.",
                     f"They are {', '.join(sorted(chosen))}.",
                 )
+        if len(set(self.request.devices.values())) < len(self.request.devices):
+            raise InvalidRequest(
+                "devices: two disks would be written to one place: "
+                + ", ".join(f"{t}={place}" for t, place in sorted(self.request.devices.items()))
+                + ".",
+                "Give each disk its own.",
+            )
         missing = sorted(chosen - set(self.request.devices))
         if self.to is None and missing:
             raise InvalidRequest(
                 f"devices: {', '.join(missing)} of point {self.point.id} would go nowhere.",
                 "Give each a device, or a directory for the rest (--to), or choose disks (--disk).",
             )
-        return {
-            target: device_of(self.settings, target, wanted)
-            for target, wanted in self.request.devices.items()
-        }
+        if self.request.name and any(d.startswith("rbd:") for d in self.request.devices.values()):
+            raise InvalidRequest(
+                "name: a new domain is not defined on RBD images: its XML would have to name the "
+                "cluster's monitors and a secret of libvirt's.",
+                "Leave the name out (--as), and define a domain on the images by hand.",
+            )
 
     def _plan(self) -> Iterator[Copy]:
         for disk in self.disks:
             if (device := self.devices.get(disk.target)) is not None:
                 yield Copy(disk.target, disk, device, device, "raw", device=True)
+            elif (image := self.images.get(disk.target)) is not None:
+                partial, final = Path(f"rbd:{image.pool}/{image.partial}"), Path(str(image))
+                yield Copy(disk.target, disk, partial, final, "raw", image=image)
             elif self.request.mode == "chain":
                 yield from self._links(disk)
             else:
@@ -191,9 +236,15 @@ class Files(Copying):
         there = [
             str(copy.final)
             for copy in self.copies
-            if not copy.device
-            and copy.final.exists()
-            and (not done or (copy.partial.exists() and not copy.partial.samefile(copy.final)))
+            if copy.is_file
+            and os.path.lexists(copy.final)
+            and (
+                not done
+                or (
+                    copy.partial.exists()
+                    and not os.path.samestat(copy.partial.lstat(), copy.final.lstat())
+                )
+            )
         ]
         if there:
             raise DestinationExists(
