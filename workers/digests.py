@@ -13,8 +13,10 @@ zeroes; in others it is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 
 from blake3 import blake3
@@ -22,7 +24,7 @@ from blake3 import blake3
 from virtvault.errors import RepositoryUnusable
 from virtvault.models import PointDisk
 from workers.journal import durable_write
-from workers.nbd_reader import extents, layers, open_reader
+from workers.nbd_reader import Extent, extents, layers, open_reader
 
 __all__ = ["Damage", "check", "compute", "file_name", "load", "store", "touched"]
 
@@ -61,30 +63,36 @@ def compute(
     :param chunks: only these, all where that is None.
     :raises RepositoryUnusable: something cannot be read.
     """
-    kinds = _kinds(images, whole)
-    if chunks is not None:
-        wanted = set(chunks)
-        kinds = {chunk: marks for chunk, marks in kinds.items() if chunk in wanted}
-    granules = {chunk: _granules(chunk, marks) for chunk, marks in sorted(kinds.items())}
-    total = sum(map(len, granules.values())) * GRANULE
+    wanted = None if chunks is None else set(chunks)
+    parts = [part for part in extents(images) if not (part[2] and whole)]
+    total = sum(length for _, length, zero in parts if not zero) if wanted is None else 0
     found: Digests = {}
     with open_reader(layers(images), runtime_dir, str(images[0])) as reader:
-        ranges = {chunk: _joined(numbers, reader.size) for chunk, numbers in granules.items()}
-        stream = reader.read([one for of_chunk in ranges.values() for one in of_chunk])
+        # The marks of a few chunks at a time: a disk has millions.
+        chosen = (one for one in _marks(parts) if wanted is None or one[0] in wanted)
+        ahead, marked = tee(chosen)
+        stream = reader.read(
+            one for chunk, marks in ahead for one in _ranges(chunk, marks, reader.size)
+        )
         done = 0
         sample(done, total)
-        for chunk, of_chunk in ranges.items():
-            content = b"".join(next(stream) for _ in of_chunk)
-            if digest := _digest(kinds[chunk], content, whole):
-                found[chunk] = digest
-            done += len(granules[chunk]) * GRANULE
-            sample(done, total)
+        for chunk, marks in marked:
+            ranges = _ranges(chunk, marks, reader.size)
+            content = b"".join(next(stream) for _ in ranges)
+            if digest := _digest(marks, content, whole):
+                found[chunk] = sys.intern(digest)  # those of zeroes alone are all the same
+            done += len(content)
+            sample(done, max(done, total))
     return found
 
 
 def touched(images: Sequence[Path]) -> set[int]:
     """The chunks that any of the images has something of."""
-    return set(_kinds(images, whole=False))
+    return {
+        chunk
+        for start, length, _ in extents(images)
+        for chunk in range(start // CHUNK, -(-(start + length) // CHUNK))
+    }
 
 
 def store(directory: Path, target: str, digests: Mapping[int, str]) -> str:
@@ -168,32 +176,30 @@ def file_name(target: str, digest: str) -> str:
     return f"{target}.{digest[:8]}.digests"
 
 
-def _kinds(images: Sequence[Path], whole: bool) -> dict[int, bytearray]:
-    """By chunk, what each of its granules is."""
-    kinds: dict[int, bytearray] = {}
-    for start, length, zero in extents(images):
-        if zero and whole:
-            continue
+def _marks(parts: Iterable[Extent]) -> Iterator[tuple[int, bytearray]]:
+    """Chunk by chunk, in their order, what each of its granules is."""
+    marks, current = bytearray(), -1
+    for start, length, zero in parts:
         for granule in range(start // GRANULE, -(-(start + length) // GRANULE)):
             chunk, place = divmod(granule, CHUNK // GRANULE)
-            marks = kinds.setdefault(chunk, bytearray(ABSENT * (CHUNK // GRANULE)))
+            if chunk != current:
+                if current >= 0:
+                    yield current, marks
+                marks, current = bytearray(ABSENT * (CHUNK // GRANULE)), chunk
             # Of a granule that is data in part all is read.
-            if not zero or marks[place : place + 1] != DATA:
+            if not zero or marks[place] != DATA[0]:
                 marks[place : place + 1] = ZERO if zero else DATA
-    return kinds
+    if current >= 0:
+        yield current, marks
 
 
-def _granules(chunk: int, marks: bytearray) -> list[int]:
-    """The numbers of a chunk's granules that are to be read."""
-    first = chunk * (CHUNK // GRANULE)
-    return [first + place for place, mark in enumerate(marks) if mark == DATA[0]]
-
-
-def _joined(granules: Sequence[int], size: int) -> list[tuple[int, int]]:
-    """Offset and length of the granules, neighbours as one range."""
+def _ranges(chunk: int, marks: bytearray, size: int) -> list[tuple[int, int]]:
+    """Offset and length of what is to be read of a chunk, neighbours as one range."""
     found: list[tuple[int, int]] = []
-    for number in granules:
-        offset = number * GRANULE
+    for place, mark in enumerate(marks):
+        if mark != DATA[0]:
+            continue
+        offset = chunk * CHUNK + place * GRANULE
         length = min(GRANULE, size - offset)
         if found and sum(found[-1]) == offset:
             found[-1] = (found[-1][0], found[-1][1] + length)

@@ -13,7 +13,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,28 +83,35 @@ class Reader:
         self._what = what
         self.size = self._negotiate()
 
-    def read(self, ranges: Sequence[tuple[int, int]]) -> Iterator[bytearray]:
-        """The bytes of (offset, length) ranges, in their order.
+    def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
+        """The bytes of (offset, length) ranges, in their order; asks a little ahead.
 
         :raises RepositoryUnusable: some cannot be read.
         """
+        source = iter(ranges)
+        asked: dict[int, tuple[int, int]] = {}
         answers: dict[int, bytearray] = {}
-        sent = 0
-        for number in range(len(ranges)):
-            while sent < min(number + WINDOW, len(ranges)):
-                self._send(struct.pack(">IHHQQI", REQUEST, 0, 0, sent, *ranges[sent]))
+        sent = given = 0
+        while True:
+            while len(asked) < WINDOW and (wanted := next(source, None)) is not None:
+                self._send(struct.pack(">IHHQQI", REQUEST, 0, 0, sent, *wanted))
+                asked[sent] = wanted
                 sent += 1
-            while number not in answers:
+            if given == sent:
+                return
+            while given not in answers:
                 magic, error, handle = struct.unpack(">IIQ", self._receive(16))
-                if magic != SIMPLE or not number <= handle < sent:
+                if magic != SIMPLE or handle not in asked or handle in answers:
                     raise self._unusable("qemu-nbd answers out of protocol")
-                offset, length = ranges[handle]
+                offset, length = asked[handle]
                 if error:
                     raise self._unusable(
                         f"{length} bytes at {offset} cannot be read (error {error})"
                     )
                 answers[handle] = self._receive(length)
-            yield answers.pop(number)
+            del asked[given]
+            yield answers.pop(given)
+            given += 1
 
     def _negotiate(self) -> int:
         if self._receive(16) != b"NBDMAGICIHAVEOPT":

@@ -100,6 +100,13 @@ class _Prune:
             if not self.request.dry_run:
                 self.engine.journal.finish(self.run.task_id, schemas.dump(result))
             return result
+        except Cancelled as error:
+            self.engine.journal.forget(self.run.task_id)
+            raise Cancelled(
+                f"Task {self.run.task_id} was cancelled: {len(self.run.draft['removed'])} points "
+                "are removed. What is kept reads as before.",
+                "What was begun goes on with the next prune.",
+            ) from error
         except Exception:
             # What was begun is in the repository and goes on with the next prune there.
             self.engine.journal.forget(self.run.task_id)

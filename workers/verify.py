@@ -316,6 +316,9 @@ class _Verify:
 
     def _known(self, uuid: str) -> Known:
         points, troubles = self.repository.scan(uuid)
+        if troubles:
+            # Once more: what hinders one reading need not be in the file.
+            points, troubles = self.repository.scan(uuid)
         return Known({point.id: point for point in points}, troubles)
 
     def _of(self, point: str) -> Known:

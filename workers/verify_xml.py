@@ -117,11 +117,10 @@ def _firmware(domain: ElementTree.Element, nvram: Path, there: bool) -> None:
     for part in list(os):
         if part.tag not in OS:
             os.remove(part)
-    template = variables.get("template") if variables is not None else None
-    # The old domain's own file stays the old domain's.
-    if variables is not None and (there or template):
-        attributes = {"template": template} if template else {}
-        ElementTree.SubElement(os, "nvram", attributes).text = str(nvram)
+    # The old domain's own file stays the old domain's; and libvirt, which is root, would copy
+    # whatever file is named as a template. It knows the right one by the loader.
+    if variables is not None and there:
+        ElementTree.SubElement(os, "nvram").text = str(nvram)
 
 
 def _devices(devices: ElementTree.Element, socket: Path, exports: Mapping[str, str]) -> None:
