@@ -89,7 +89,7 @@ def register(
 
     def prune_body(request: dict[str, Any], ties: Ties) -> dict[str, Any]:
         wanted = schemas.load(PruneRequest, request)
-        done = prune(engine, wanted, ties)
+        done = prune(engine, wanted, ties, lambda id_, point: spool.removed(id_, [point]))
         if not done.dry_run:
             repository = open_repository(settings, done.repository)
             changed = {removed.domain for removed in done.removed}
@@ -102,9 +102,7 @@ def register(
                 # Others were merged into it, by this task or by one that was killed.
                 if point.merged:
                     spool.point(point)
-            if changed:
-                spool.removed(repository.id, [removed.point for removed in done.removed])
-                tell(repository, uuids)
+            tell(repository, uuids)
         return schemas.dump(done)
 
     bodies: dict[str, Body] = {

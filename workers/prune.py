@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,9 +49,16 @@ log = logging.getLogger(__name__)
 TARGET = re.compile(r"[a-z]{2,4}[a-z0-9]{0,6}")
 
 
-def prune(engine: Engine, request: PruneRequest, ties: Ties) -> PruneResult:
+def prune(
+    engine: Engine,
+    request: PruneRequest,
+    ties: Ties,
+    gone: Callable[[str, str], None] = lambda _repository, _point: None,
+) -> PruneResult:
     """Prune a repository, or one domain in it; carries on what was begun before.
 
+    :param gone: told the repository's id and the point's as soon as one is removed, since the rest
+        may fail.
     :raises VirtvaultError: what is kept reads as before; what was begun goes on next time.
     :raises Detached: the worker is stopping; its next one begins anew.
     :raises Duplicate: another thread or process holds this very task.
@@ -59,14 +67,21 @@ def prune(engine: Engine, request: PruneRequest, ties: Ties) -> PruneResult:
         with engine.journal.hold(f"prune-{tag_of(ties.task_id)}", ties.task_id):
             if (done := engine.journal.finished(ties.task_id)) is not None:
                 return schemas.load(PruneResult, done)
-            return _Prune(engine, request, ties).carry_on()
+            return _Prune(engine, request, ties, gone).carry_on()
     except HeldElsewhere as held:
         raise Duplicate from held
 
 
 class _Prune:
-    def __init__(self, engine: Engine, request: PruneRequest, ties: Ties) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        request: PruneRequest,
+        ties: Ties,
+        gone: Callable[[str, str], None],
+    ) -> None:
         self.engine = engine
+        self.gone = gone
         self.request = request
         self.ties = ties
         self.repository = open_repository(engine.settings, request.repository)
@@ -330,6 +345,7 @@ class _Prune:
                 schemas.dump(RemovedPoint(point.id, point.domain, into, freed))
             )
             self.engine.journal.write(self.run)
+            self.gone(self.repository.id, point.id)
             shutil.rmtree(gone, ignore_errors=True)
 
     # -- telling ------------------------------------------------------------------------------

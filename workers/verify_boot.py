@@ -232,7 +232,6 @@ class _Boot:
             exports={disk.target: disk.target for disk in self.point.disks},
             console=self.console,
             nvram=variables,
-            nvram_there=stored.exists(),
             cpus=os.cpu_count() or 1,
             user=self.user,
         )

@@ -45,14 +45,12 @@ def isolated(
     exports: Mapping[str, str],
     console: Path,
     nvram: Path,
-    nvram_there: bool,
     cpus: int,
     user: str,
 ) -> Isolated:
     """A domain of that name whose disks are the NBD exports at ``socket``, by target.
 
-    :param nvram: the file for its firmware's variables, and whether it is there already: else it
-        begins with the firmware's template.
+    :param nvram: the file for its firmware's variables; where it is not there, libvirt makes it.
     :param cpus: how many the host has; the guest gets no more.
     :param user: what QEMU is to run as, in libvirt's words (``+64055:+64055``); empty: as we do.
     :raises WorkFailed: the stored XML cannot be read.
@@ -67,7 +65,7 @@ def isolated(
     _text(new, "uuid", uuid)
     new.extend(part for part in old if part.tag in MACHINE)
     _machine(new, cpus)
-    _firmware(new, nvram, nvram_there)
+    _firmware(new, nvram)
     if user:
         # Files get no new owner by their names in there: QEMU's user may read them already.
         label = {"type": "static", "model": "dac", "relabel": "no"}
@@ -109,7 +107,7 @@ def _machine(domain: ElementTree.Element, cpus: int) -> None:
         domain.remove(sysinfo)
 
 
-def _firmware(domain: ElementTree.Element, nvram: Path, there: bool) -> None:
+def _firmware(domain: ElementTree.Element, nvram: Path) -> None:
     os = domain.find("os")
     if os is None:
         return
@@ -119,7 +117,7 @@ def _firmware(domain: ElementTree.Element, nvram: Path, there: bool) -> None:
             os.remove(part)
     # The old domain's own file stays the old domain's; and libvirt, which is root, would copy
     # whatever file is named as a template. It knows the right one by the loader.
-    if variables is not None and there:
+    if variables is not None:
         ElementTree.SubElement(os, "nvram").text = str(nvram)
 
 

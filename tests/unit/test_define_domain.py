@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-from workers.domain_xml import NewDisk, nvram_of, policies_of, qemu_user, redefine, settled
+from workers.domain_xml import (
+    NewDisk,
+    image_indexes,
+    nvram_of,
+    policies_of,
+    qemu_user,
+    redefine,
+    settled,
+)
 
 OLD = """<domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>web</name><uuid>11111111-1111-1111-1111-111111111111</uuid>
@@ -129,6 +137,26 @@ def test_a_served_disk_stops_its_guest_at_a_fault_until_it_stands_alone() -> Non
     driver = alone.find("devices/disk/driver")
     assert driver is not None
     assert (driver.get("error_policy"), driver.get("rerror_policy")) == ("report", None)
+
+
+def test_an_image_is_found_under_a_snapshot_with_what_is_below_it() -> None:
+    disk = "<disk type='file'>{}<target dev='vda'/></disk>"
+    point = (
+        "<backingStore type='network' index='2'><source protocol='nbd' name='vda'/></backingStore>"
+    )
+    plain = f"<source file='/r/vda.qcow2' index='1'/>{point}"
+    under = (
+        "<source file='/r/top' index='3'/><backingStore type='file' index='1'>"
+        f"<source file='/r/vda.qcow2'/>{point}</backingStore>"
+    )
+    for inside, expected in (
+        (plain, ("1", "2")),
+        (under, ("1", "2")),
+        ("<source file='/r/vda.qcow2' index='1'/><backingStore/>", ("1", "")),
+        ("<source file='/r/other' index='1'/>", ("", "")),
+    ):
+        xml = f"<domain><devices>{disk.format(inside)}</devices></domain>"
+        assert image_indexes(xml, "/r/vda.qcow2") == expected
 
 
 def test_the_user_of_qemu_is_the_one_of_that_kind_of_domain() -> None:

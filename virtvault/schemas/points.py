@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from marshmallow import ValidationError, validate
 from marshmallow import fields as f
-from marshmallow import validate
 
 from virtvault import models
 from virtvault.schemas.base import (
@@ -48,6 +50,13 @@ class PointDiskSchema(Strict):
     digests = f.String(validate=validate.Regexp(r"^([0-9a-f]{64})?\Z", error="must be a digest"))
 
 
+def _is_time(text: str) -> None:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValidationError("must be a time, such as 2026-01-31T04:05:06.123Z") from error
+
+
 class DisksMixin(Strict):
     skipped = f.Dict(keys=f.String(), values=f.String(), required=True)
     notes = f.List(f.String(), required=True)
@@ -57,7 +66,7 @@ class DisksMixin(Strict):
     host = text()
     repository = text()
     task_id = text()
-    instant = text()
+    instant = text(validate=_is_time)
     started = text()
     finished = text()
     consistency = text(validate=validate.OneOf(("agent-frozen", "crash-consistent")))
