@@ -56,7 +56,8 @@ def _devices(_context: object, _parameter: object, given: tuple[str, ...]) -> di
     multiple=True,
     callback=_devices,
     metavar="TARGET=PATH",
-    help="Write this disk onto a block device below the host's restore_devices.",
+    help="Write this disk onto a block device, or into a new RBD image (rbd:POOL/IMAGE), that the "
+    "host's restore_devices allow.",
 )
 @click.option("--host", default="", help="The hypervisor that restores. Default: looked up.")
 @click.option("--repository", default="", help="Where the point is. Default: looked up.")
