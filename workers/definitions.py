@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 
 import libvirt
 
@@ -27,6 +28,7 @@ __all__ = [
     "require_free_name",
     "resume_after_fault",
     "rewrite",
+    "rewrite_saved",
     "start",
     "try_definition",
     "undefine",
@@ -78,6 +80,18 @@ def rewrite(hypervisor: Hypervisor, before: str, after: str) -> None:
     """Define a domain anew where its XML has changed."""
     if ElementTree.canonicalize(before) != ElementTree.canonicalize(after):
         define(hypervisor, after)
+
+
+def rewrite_saved(hypervisor: Hypervisor, uuid: str, change: Callable[[str], str]) -> None:
+    """Change the XML that a domain's saved memory is started with, where it has any."""
+
+    def change_it(connection: libvirt.virConnect) -> None:
+        domain = connection.lookupByUUIDString(uuid)
+        if domain.hasManagedSaveImage():
+            xml = domain.managedSaveGetXMLDesc(libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+            domain.managedSaveDefineXML(change(xml))
+
+    hypervisor.call("change of the saved domain", change_it)
 
 
 def is_defined(hypervisor: Hypervisor, uuid: str) -> bool:

@@ -12,19 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.domain_trust import trim
+
 __all__ = [
     "NewDisk",
     "domain_type",
-    "backing_index",
+    "image_indexes",
+    "encrypted_in",
     "nvram_of",
     "policies_of",
     "qemu_user",
     "redefine",
     "settled",
 ]
-
-# What ElementTree would else call `ns0`.
-ElementTree.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 
 # What of the old source says how to get at the old data.
 OF_THE_OLD_IMAGE = (
@@ -66,22 +66,18 @@ def redefine(
     root = ElementTree.fromstring(xml)
     notes: list[str] = []
     root.attrib.pop("id", None)
+    trim(root, notes)
     _text(root, "name", name)
     _text(root, "uuid", uuid)
     for genid in root.findall("genid"):
         genid.text = None
     for entry in root.findall("./sysinfo/system/entry[@name='uuid']"):
         entry.text = uuid
-    for label in root.findall("seclabel"):
-        if label.get("type") == "dynamic":
-            root.remove(label)
     if (element := root.find("./os/nvram")) is not None:
         for child in list(element):
             element.remove(child)
         element.attrib.pop("type", None)
         element.text = nvram
-    if any(element.tag.startswith("{http://libvirt.org/schemas/domain/qemu") for element in root):
-        notes.append("it has arguments and settings of its own for QEMU, as the old one")
     devices = root.find("devices")
     if devices is None:
         devices = ElementTree.SubElement(root, "devices")
@@ -128,6 +124,15 @@ def policies_of(xml: str, targets: Mapping[str, object]) -> dict[str, dict[str, 
     return found
 
 
+def encrypted_in(xml: str) -> set[str]:
+    """The targets of the disks whose images are encrypted."""
+    return {
+        _attribute(element, "target", "dev")
+        for element in ElementTree.fromstring(xml).findall("./devices/disk")
+        if element.find("encryption") is not None or element.find("source/encryption") is not None
+    }
+
+
 def nvram_of(xml: str) -> str:
     """The file of a domain's firmware variables; empty where it has none, or not as a file."""
     element = ElementTree.fromstring(xml).find("./os/nvram")
@@ -142,13 +147,18 @@ def domain_type(xml: str) -> str:
     return ElementTree.fromstring(xml).get("type", "kvm")
 
 
-def backing_index(xml: str, target: str) -> str:
-    """libvirt's number of the image below a disk's own in a running domain; empty for none."""
-    for element in ElementTree.fromstring(xml).findall("./devices/disk"):
-        backing = element.find("backingStore")
-        if _attribute(element, "target", "dev") == target and backing is not None:
-            return backing.get("index", "")
-    return ""
+def image_indexes(xml: str, path: str) -> tuple[str, str]:
+    """libvirt's numbers of an image and of the one below it, wherever in a running domain's disks.
+
+    Empty where the image, or anything below it, is none of the domain's.
+    """
+    root = ElementTree.fromstring(xml)
+    for layer in [*root.findall("./devices/disk"), *root.iterfind("./devices/disk//backingStore")]:
+        source, below = layer.find("source"), layer.find("backingStore")
+        if source is not None and source.get("file") == path:
+            own = source if layer.tag == "disk" else layer
+            return own.get("index", ""), "" if below is None else below.get("index", "")
+    return "", ""
 
 
 def qemu_user(capabilities: str, kind: str) -> int:
@@ -264,8 +274,6 @@ def _character(
         # Two domains cannot log to one file.
         source.set("path", _beside(prefix, source.get("path", "")))
         notes.append(f"a {element.tag} port writes to {source.get('path')}")
-    elif kind == "unix":
-        notes.append(f"a {element.tag} port uses the socket {source.get('path')}, as the old one")
 
 
 def _graphics(
@@ -291,14 +299,6 @@ def _tpm(
     )
 
 
-def _filesystem(
-    _devices: ElementTree.Element, element: ElementTree.Element, _prefix: str, notes: list[str]
-) -> None:
-    source = element.find("source")
-    shared = next(iter(source.attrib.values()), "") if source is not None else ""
-    notes.append(f"it shares the host's {shared}, as the old one")
-
-
 def _vsock(
     _devices: ElementTree.Element, element: ElementTree.Element, _prefix: str, notes: list[str]
 ) -> None:
@@ -318,7 +318,6 @@ _CHANGES = {
     "channel": _character,
     "graphics": _graphics,
     "tpm": _tpm,
-    "filesystem": _filesystem,
     "vsock": _vsock,
 }
 

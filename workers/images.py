@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from virtvault.models import BackingImage
 
 __all__ = [
     "absent",
+    "claim",
     "is_whole_file",
     "lock",
     "publish",
@@ -153,6 +155,25 @@ def sync(path: Path, *, holes: bool = False) -> None:
         os.close(descriptor)
 
 
+def claim(path: Path) -> None:
+    """Make an empty file, for its owner alone, where there is nothing: not even a dangling link.
+
+    :raises DestinationExists: there is something.
+    :raises RepositoryUnusable: it cannot be made.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    except FileExistsError as error:
+        raise DestinationExists(
+            f"Already there: {path}.", "Remove it, or restore into another directory."
+        ) from error
+    except OSError as error:
+        raise RepositoryUnusable(
+            f"Cannot make the image {path}: {error.strerror}.",
+            "Make room there or mend its permissions.",
+        ) from error
+
+
 def publish(partial: Path, final: Path) -> None:
     """Give the file its name, never over another that came meanwhile.
 
@@ -161,7 +182,7 @@ def publish(partial: Path, final: Path) -> None:
     try:
         os.link(partial, final)
     except FileExistsError as error:
-        if not partial.samefile(final):
+        if not os.path.samestat(partial.lstat(), final.lstat()):
             raise DestinationExists(
                 f"{final} appeared while it was being restored.",
                 "Remove it, or restore into another directory.",
@@ -214,9 +235,10 @@ def require_room(needed: Iterable[tuple[Path, int]]) -> None:
             )
 
 
-def absent(image: Path) -> int:
+def absent(image: Path, size: int = sys.maxsize) -> int:
     """The bytes of the disk that a qcow2 image, which may be in use, has nothing of itself.
 
+    :param size: only those below; an image that has grown has nothing above.
     :raises RepositoryUnusable: it cannot be read.
     """
     alone = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(image)}}
@@ -230,4 +252,5 @@ def absent(image: Path) -> int:
         raise RepositoryUnusable(
             f"{image} cannot be read: {done.stderr.strip()}.", "See whether the image is sound."
         )
-    return sum(p["length"] for p in json.loads(done.stdout) if not p.get("present", True))
+    missing = [p for p in json.loads(done.stdout) if not p.get("present", True)]
+    return sum(max(0, min(p["start"] + p["length"], size) - p["start"]) for p in missing)

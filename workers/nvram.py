@@ -38,7 +38,7 @@ def keep(xml: str, directory: Path) -> list[str]:
 def put(content: bytes, path: Path) -> None:
     """Write a file of such variables durably, for its owner alone."""
     temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "wb") as file:
         file.write(content)
         file.flush()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,13 +34,17 @@ from virtvault.errors import (
     DomainBusy,
     InvalidRequest,
     NoRoom,
+    RepositoryUnusable,
     UnknownDisk,
     UnknownDomain,
     VirtvaultError,
     WorkFailed,
 )
-from virtvault.models import RestoreRequest, RestoreResult
+from virtvault.models import Progress, RestoreRequest, RestoreResult
+from workers import definitions
 from workers.engine import Engine, Ties
+from workers.hypervisor import Hypervisor
+from workers.images import claim, publish
 from workers.jobs import Detached
 from workers.restore import restore
 
@@ -193,6 +199,79 @@ def test_a_domain_that_does_not_start_keeps_its_restored_disks(
     domain = connection.lookupByName(name)
     domain.undefine()
     assert_same(workdir / name / "vda.qcow2", "qcow2", chain.taken[0][1]["vda"], "qcow2")
+
+
+def test_firmware_variables_that_are_there_are_not_overwritten(
+    boot: Boot,
+    points: TakePoints,
+    engine: Engine,
+    connection: libvirt.virConnect,
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chain = points(boot(VDA))
+    with_firmware(chain.guest, workdir / "guest")
+    point, name, out = chain.take().point, new_name(), workdir / "out"
+    out.mkdir()
+    theirs = out / f"{name}_VARS.fd"
+    theirs.write_bytes(b"the only copy")
+    for mode in ("flatten", "chain", "instant"):
+        request = {"name": name, "to": "out", "mode": mode}
+        refused(engine, DestinationExists, f"Already there: {theirs}", point, **request)
+    assert theirs.read_bytes() == b"the only copy"
+    theirs.unlink()
+
+    def killed(hypervisor: Hypervisor, uuid_: str) -> None:
+        begin(hypervisor, uuid_)
+        raise Detached
+
+    begin = definitions.start
+    task = uuid.uuid4().hex
+    request_ = RestoreRequest(point=point, to="out", name=name, start=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(definitions, "start", killed)
+        with pytest.raises(Detached):
+            restore(engine, request_, Ties(task))
+    changed = b"what its guest has set".ljust(256 * 1024, b"\xff")
+    theirs.write_bytes(changed)
+    result = restore(Engine.of(engine.settings), request_, Ties(task))
+    with made(connection, result) as domain:
+        assert domain.isActive()
+        assert theirs.read_bytes() == changed
+
+
+def test_a_damaged_definition_is_refused(
+    boot: Boot, points: TakePoints, engine: Engine, workdir: Path
+) -> None:
+    point = points(boot(VDA)).take().point
+    xml = next((workdir / "repo").rglob("domain.xml"))
+    text = xml.read_bytes()
+    for damaged in (text[:300], b"", b"\xff\xfe" + text):
+        xml.write_bytes(damaged)
+        for mode in ("flatten", "instant"):
+            request = {"name": new_name(), "mode": mode}
+            refused(engine, RepositoryUnusable, f"{xml} of point {point}", point, **request)
+
+
+def test_nothing_is_written_where_a_dangling_link_leads(
+    boot: Boot, points: TakePoints, engine: Engine, workdir: Path, tmp_path: Path
+) -> None:
+    point = points(boot(VDA)).take().point
+    outside = tmp_path / "outside"
+    (workdir / "out").mkdir()
+    link = workdir / "out" / "vda.qcow2"
+    link.symlink_to(outside)
+    for mode in ("flatten", "chain", "instant"):
+        request = {"name": new_name(), "to": "out", "mode": mode}
+        refused(engine, DestinationExists, f"Already there: {link}", point, **request)
+    with pytest.raises(DestinationExists, match=f"Already there: {link}"):
+        claim(link)
+    partial = workdir / "out" / "partial"
+    partial.write_bytes(b"new")
+    with pytest.raises(DestinationExists, match="appeared while"):
+        publish(partial, link)
+    assert not outside.exists()
+    assert link.is_symlink()
 
 
 # -- chain -----------------------------------------------------------------------------------------
@@ -450,4 +529,29 @@ def test_a_disk_is_written_onto_a_device_that_is_free_and_large_enough(
     with device.open("rb") as file:
         written.write_bytes(file.read(64 * MIB))
     assert_same(written, "raw", chain.taken[0][1]["vda"], "qcow2")
+    assert_nothing_remains(allowed)
+
+
+def test_a_device_that_was_mounted_while_no_worker_held_it_is_written_to_no_more(
+    boot: Boot, points: TakePoints, engine: Engine, loop: Callable[[int], Path]
+) -> None:
+    chain = points(boot(VDA))
+    give_new_content(chain.guest, 1)
+    device = loop(64 * MIB)
+    allowed = with_settings(engine, restore_devices=(str(device),))
+    point, task, stopping = chain.take().point, uuid.uuid4().hex, threading.Event()
+    request = RestoreRequest(point=point, devices={"vda": str(device)}, speed=64 * 1024)
+
+    def see(progress: Progress) -> None:
+        if progress.phase == "copying" and progress.disks:
+            stopping.set()
+            with pytest.raises(OSError, match="busy"):
+                os.open(device, os.O_RDWR | os.O_EXCL)
+
+    with pytest.raises(Detached):
+        restore(allowed, request, Ties(task, see, stopping.is_set))
+    mounted = os.open(device, os.O_RDWR | os.O_EXCL)  # as a mount takes it
+    with pytest.raises(DomainBusy, match="is in use: mounted"):
+        restore(Engine.of(allowed.settings), request, Ties(task))
+    os.close(mounted)
     assert_nothing_remains(allowed)

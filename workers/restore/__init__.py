@@ -8,20 +8,24 @@ progress, pause, cancel and recovery are those of a backup; ``instant`` boots fi
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 
 from virtvault import schemas
-from virtvault.errors import DestinationExists
+from virtvault.errors import DestinationExists, InvalidRequest, VirtvaultError
 from virtvault.models import RestoreRequest, RestoreResult
 from workers import storage_daemon
 from workers.backup import Duplicate
 from workers.engine import Engine, Ties, tag_of
 from workers.jobs import Detached
 from workers.journal import HeldElsewhere
-from workers.repository import open_repository
+from workers.restore import awaiting
+from workers.restore.copying import add
+from workers.restore.destination import image_of
 from workers.restore.files import Files
 from workers.restore.in_place import InPlace
 from workers.restore.instant import Instant
-from workers.restore.story import Story
+from workers.restore.story import Story, take_directories
 from workers.storage_daemon import StorageDaemon
 
 __all__ = ["daemon_of", "restore"]
@@ -40,6 +44,7 @@ def restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResul
     :raises Detached: the worker is stopping; the journal has the run.
     :raises Duplicate: another thread or process holds this very task.
     """
+    _require_same(engine, request, ties.task_id)
     try:
         done = _restore(engine, request, ties)
     except (Detached, Duplicate):
@@ -56,15 +61,16 @@ def _restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResu
     if (done := engine.journal.finished(ties.task_id)) is not None:
         engine.journal.forget(ties.task_id)
         return schemas.load(RestoreResult, done)
-    repository = open_repository(engine.settings, request.repository)
-    point = repository.find(request.point)
-    ties.domain = point.domain
-    kind: type[Story] = Files
-    if request.in_place:
-        kind = InPlace
-    elif request.mode == "instant":
-        kind = Instant
-    story = kind(engine, request, ties, repository, point)
+    try:
+        story = _story(engine, request, ties)
+    except HeldElsewhere as held_by:
+        if held_by.holder == ties.task_id:
+            raise Duplicate from held_by
+        raise
+    except VirtvaultError as error:
+        if remains := _abandon(engine, ties):
+            add(error, f"It may have left: {', '.join(remains)}. Remove it (`rbd rm`).")
+        raise
     try:
         with contextlib.ExitStack() as held:
             for key in story.locks():
@@ -79,3 +85,69 @@ def _restore(engine: Engine, request: RestoreRequest, ties: Ties) -> RestoreResu
             f"Task {held_by.holder} is at work on {story.what()}.",
             f"Choose another destination, or wait for it: `virtvault task {held_by.holder}`.",
         ) from held_by
+
+
+def _story(engine: Engine, request: RestoreRequest, ties: Ties) -> Story:
+    repository, point = awaiting.found(engine, request, ties)
+    ties.domain = point.domain
+    kind: type[Story] = Files
+    if request.in_place:
+        kind = InPlace
+    elif request.mode == "instant":
+        kind = Instant
+    return kind(engine, request, ties, repository, point)
+
+
+def _require_same(engine: Engine, request: RestoreRequest, task_id: str) -> None:
+    """:raises InvalidRequest: the journal has another run of that task; it is left alone."""
+    run = engine.journal.read(task_id)
+    if run is None:
+        return
+    if run.kind == "restore":
+        begun = schemas.load(RestoreRequest, run.request)
+        # How fast it goes is no part of what it does.
+        if replace(begun, speed=0) == replace(request, speed=0):
+            return
+    raise InvalidRequest(
+        f"Task {task_id} is at work already, on something else: a {run.kind} of {run.domain}.",
+        "Enqueue the restore under an id of its own.",
+    )
+
+
+def _abandon(engine: Engine, ties: Ties) -> list[str]:
+    """Take away what a copying restore had begun that cannot go on: its domain is gone, say.
+
+    Images that are being moved into their places stay: forward alone ends well. Gives the RBD
+    images that are there still.
+
+    :raises Cancelled: that was asked for, too.
+    """
+    run = engine.journal.read(ties.task_id)
+    if run is None or run.way == "instant" or run.phase in ("swapping", "committed"):
+        return []
+    remains = []
+    with contextlib.ExitStack() as held:
+        try:
+            for key in run.draft.get("locks", []):
+                held.enter_context(engine.journal.hold(key, ties.task_id))
+        except HeldElsewhere as held_by:
+            if held_by.holder == ties.task_id:
+                raise Duplicate from held_by
+            return []
+        daemon = daemon_of(engine, run.task_id)
+        daemon.end()
+        daemon.remove()
+        for partial in run.draft.get("partials", []):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                Path(partial).unlink()
+        take_directories(run)
+        for target in run.draft.get("identities", {}):
+            wanted = run.request["devices"][target]
+            try:
+                image_of(engine.settings, target, wanted, tag_of(run.task_id)).remove()
+            except VirtvaultError as error:
+                remains.append(f"the partial image of {wanted} ({error.message})")
+        engine.journal.forget(run.task_id)
+    if engine.journal.wishes(run.task_id).exists():
+        ties.check(engine.journal)
+    return remains

@@ -19,7 +19,14 @@ from virtvault.settings import Settings
 from workers.images import lock
 from workers.restore.rbd import Image
 
-__all__ = ["device_of", "directory_of", "image_of", "require_device", "require_reach"]
+__all__ = [
+    "claim_device",
+    "device_of",
+    "directory_of",
+    "image_of",
+    "require_device",
+    "require_reach",
+]
 
 MIB = 2**20
 # Nothing that QEMU or Ceph takes for more than a name.
@@ -112,19 +119,15 @@ def image_of(settings: Settings, target: str, wanted: str, tag: str) -> Image:
     return Image(pool, name, tag)
 
 
-def require_device(path: Path, size: int, *, force: bool) -> int:
-    """Claim a block device that is to be overwritten; gives the descriptor that holds it.
+def claim_device(path: Path) -> int:
+    """Hold a block device against mounts and the like; gives the descriptor that does.
 
-    :param size: of the disk, in bytes.
-    :param force: whether what is on it may go.
-    :raises NoRoom: it is smaller than the disk.
-    :raises DomainBusy: it is mounted, or in use by the kernel or a QEMU.
-    :raises DestinationExists: something is on it.
+    :raises DomainBusy: it is mounted, or in use by the kernel.
     """
     try:
         # On a block device that is an exclusive claim: what is mounted, or part of something, is
         # refused, and nobody can mount it for as long as we hold it.
-        descriptor = os.open(path, os.O_RDWR | os.O_EXCL)
+        return os.open(path, os.O_RDWR | os.O_EXCL)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise InvalidRequest(
@@ -134,6 +137,18 @@ def require_device(path: Path, size: int, *, force: bool) -> int:
             f"{path} is in use: mounted, or part of a volume group, a RAID or a mapping.",
             "Take it out of use, or choose another.",
         ) from error
+
+
+def require_device(path: Path, size: int, *, force: bool) -> int:
+    """Claim a block device that is to be overwritten; gives the descriptor that holds it.
+
+    :param size: of the disk, in bytes.
+    :param force: whether what is on it may go.
+    :raises NoRoom: it is smaller than the disk.
+    :raises DomainBusy: it is mounted, or in use by the kernel or a QEMU.
+    :raises DestinationExists: something is on it.
+    """
+    descriptor = claim_device(path)
     try:
         there = os.lseek(descriptor, 0, os.SEEK_END)
         if there < size:

@@ -18,9 +18,16 @@ from virtvault.errors import (
 from virtvault.models import PointDisk, RestoredDisk
 from workers.domain_xml import NewDisk
 from workers.images import publish, require_room
+from workers.jobs import Detached
 from workers.journal import sync_directory
 from workers.restore.copying import Copy, Copying, add
-from workers.restore.destination import device_of, directory_of, image_of, require_device
+from workers.restore.destination import (
+    claim_device,
+    device_of,
+    directory_of,
+    image_of,
+    require_device,
+)
 from workers.restore.new_domain import NewDomain
 from workers.restore.rbd import Image
 from workers.restore.story import key_of, make_directory, stored
@@ -64,9 +71,21 @@ class Files(Copying):
         places = [str(self.to)] if self.to else []
         return ", ".join(map(str, [*places, *self.devices.values(), *self.images.values()]))
 
+    def work(self) -> None:
+        """See :meth:`Story.work`."""
+        try:
+            if self.run.phase == "copying":
+                # The worker that held them has ended; its daemon writes to them still.
+                self._claims += [claim_device(c.final) for c in self.copies if c.device]
+            super().work()
+        except Detached:
+            self._release()
+            raise
+
     def require(self) -> None:
         """See :meth:`Copying.require`."""
         self._refuse_overwriting()
+        self._release()
         for copy in self.copies:
             if copy.device:
                 size, force = copy.disk.virtual_size, self.request.force

@@ -3,14 +3,14 @@
 New images are written beside the old ones, which stay until all new ones are whole and durable.
 Then every old one is moved aside before the first new one takes its place: were the worker killed
 in between, the domain finds an image missing and does not start; it never starts with one disk of
-then and one of now. The next worker finishes the moves.
+then and one of now. The next worker finishes the moves, under the same locks; where none was made
+and the domain was started since, it takes the new images away again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from virtvault.errors import (
@@ -25,7 +25,7 @@ from virtvault.errors import (
 from virtvault.models import RestoredDisk
 from workers import definitions, offline
 from workers.disks import Disk
-from workers.domain_xml import policies_of, settled
+from workers.domain_xml import encrypted_in, policies_of, settled
 from workers.images import lock, require_room
 from workers.journal import sync_directory
 from workers.restore.copying import Copy, Copying, give_owner_of
@@ -75,7 +75,7 @@ class InPlace(Copying):
                 f"The disks of domain {self.name} cannot be replaced: {why}.",
                 "Or restore it as a new domain (--as NAME).",
             )
-        for descriptor in self._locked():
+        for descriptor in locked(copy.final for copy in self.copies):
             os.close(descriptor)
         self._require_own_images()
         for copy in self.copies:
@@ -95,16 +95,17 @@ class InPlace(Copying):
             for copy in self.copies:
                 if copy.final.exists():
                     give_owner_of(copy.final, copy.partial)
-            self._swap()
         try:
-            if self.run.phase == "swapping":
-                self._finish_swap()
+            if self.run.phase != "committed":
+                self._swap()
             self._settle()
         except (OSError, VirtvaultError) as error:
+            if self.run.phase == "copied":
+                raise
             raise WorkFailed(
                 f"The new images of domain {self.name} are whole, but not all is in its place: "
                 f"{error}",
-                "Do not start the domain. Mend the cause and restart the worker: it goes on with "
+                "Keep the domain shut off. Mend the cause and restart the worker: it goes on with "
                 f"task {self.run.task_id}.",
             ) from error
         for copy in self.copies:
@@ -131,20 +132,67 @@ class InPlace(Copying):
     # -- the swap -----------------------------------------------------------------------------
 
     def _swap(self) -> None:
-        """Check for the last time, holding all images old and new, and begin."""
-        held = self._locked()
+        """Check for the last time, holding all images old and new, and move them.
+
+        :raises VirtvaultError: nothing was moved where the phase is ``copied``.
+        """
+        if self.run.phase == "swapping" and all(map(self._is_in_place, self.copies)):
+            self.phase("committed")  # the domain may run on them by now
+            return
+        if self.run.phase == "swapping" and not self._has_moved():
+            self.phase("copied")
+        held = locked(path for copy in self.copies for path in (copy.final, copy.partial))
         try:
-            held += [lock(copy.partial) for copy in self.copies]
             self._require_shut_off()
-            self.ties.check(self.engine.journal)
-            self.phase("swapping")
-            with contextlib.suppress(OSError):  # told below
-                self._finish_swap()
+            if self.run.phase == "copied":
+                self.ties.check(self.engine.journal)
+                inodes = {copy.name: copy.partial.stat().st_ino for copy in self.copies}
+                self.run.draft["inodes"] = inodes
+                self.phase("swapping")
+            self._require_ours()
+            self._move()
+        except OSError as error:
+            if self._has_moved():
+                raise
+            self.phase("copied")
+            raise WorkFailed(
+                f"The images of domain {self.name} cannot be moved: {error}. None was.",
+                "Mend that, and restore again.",
+            ) from error
         finally:
             for descriptor in held:
                 os.close(descriptor)
 
-    def _finish_swap(self) -> None:
+    def _has_moved(self) -> bool:
+        """Whether a move was made."""
+        return any(self._aside(copy).exists() or not copy.partial.exists() for copy in self.copies)
+
+    def _is_in_place(self, copy: Copy) -> bool:
+        return not copy.partial.exists() and self._is_new(copy, copy.final)
+
+    def _is_new(self, copy: Copy, path: Path) -> bool:
+        """Whether a file is the image that this run has made."""
+        inode = self.run.draft.get("inodes", {}).get(copy.name)
+        return path.exists() and path.stat().st_ino == inode
+
+    def _require_ours(self) -> None:
+        """:raises WorkFailed: somebody has moved images meanwhile; none of theirs is touched."""
+        for copy in self.copies:
+            aside = self._aside(copy)
+            if not self._is_new(copy, copy.partial if copy.partial.exists() else copy.final):
+                raise WorkFailed(
+                    f"{copy.partial} is not the new image of disk {copy.name} any more, nor is "
+                    f"{copy.final}: somebody has moved or replaced it.",
+                    f"Put it back under either name; the old one is {aside}.",
+                )
+            if copy.partial.exists() and copy.final.exists() and aside.exists():
+                raise WorkFailed(
+                    f"{copy.final} was put in the place of disk {copy.name} while its images were "
+                    f"being replaced: the old one is {aside}, the new one {copy.partial}.",
+                    f"Move {copy.final} away.",
+                )
+
+    def _move(self) -> None:
         # Old ones aside, all of them, before any new one: see above.
         for copy in self.copies:
             if copy.partial.exists() and copy.final.exists():
@@ -161,22 +209,6 @@ class InPlace(Copying):
         xml = self._hypervisor.inactive_xml(self.point.uuid)
         policies = policies_of(xml, {copy.name: copy for copy in self.copies})
         definitions.rewrite(self._hypervisor, xml, settled(xml, policies))
-
-    def _locked(self) -> list[int]:
-        """Hold every old image as QEMU would.
-
-        :raises DomainBusy: one is in use.
-        """
-        held: list[int] = []
-        try:
-            for copy in self.copies:
-                if copy.final.exists():
-                    held.append(lock(copy.final))
-        except BaseException:
-            for descriptor in held:
-                os.close(descriptor)
-            raise
-        return held
 
     def _aside(self, copy: Copy) -> Path:
         return copy.final.with_name(f"{copy.final.name}.before-{self.tag}")
@@ -196,6 +228,7 @@ class InPlace(Copying):
     def _places(self) -> dict[str, tuple[str, str]]:
         """By target the file of each chosen disk, and its format."""
         there = {disk.target: disk for disk in self._domain_disks()}
+        encrypted = encrypted_in(self._hypervisor.inactive_xml(self.point.uuid))
         found = {}
         for disk in self.disks:
             if disk.target not in there:
@@ -204,6 +237,13 @@ class InPlace(Copying):
                     f"It has {', '.join(there) or 'none'}; restore it elsewhere (--to).",
                 )
             is_ = there[disk.target]
+            if disk.target in encrypted:
+                raise InvalidRequest(
+                    f"Disk {disk.target} of domain {self.name} is encrypted, and a point has what "
+                    "the guest sees of it, in plain: it would be written so.",
+                    "Restore it elsewhere (--to) and encrypt it again (`qemu-img convert`), or "
+                    "choose other disks (--disk).",
+                )
             if (
                 not is_.source
                 or offline.is_block_device(is_.source)
@@ -263,3 +303,20 @@ class InPlace(Copying):
                     f"{disk.target}: {disk.virtual_size} bytes as at the point; it had "
                     f"{old.virtual_size}"
                 )
+
+
+def locked(images: Iterable[Path]) -> list[int]:
+    """Hold those images that are there as QEMU would; gives the descriptors that do.
+
+    :raises DomainBusy: one is in use.
+    """
+    held: list[int] = []
+    try:
+        for image in images:
+            if image.exists():
+                held.append(lock(image))
+    except BaseException:
+        for descriptor in held:
+            os.close(descriptor)
+        raise
+    return held

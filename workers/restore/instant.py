@@ -15,23 +15,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
+from pathlib import Path
 
 from virtvault.errors import (
     Cancelled,
     DestinationExists,
     InvalidRequest,
     VirtvaultError,
+    WorkFailed,
 )
 from virtvault.models import PointDisk, RestoredDisk
 from workers import definitions
 from workers.domain_xml import NewDisk, policies_of, settled
 from workers.engine import now
 from workers.exports import Export
-from workers.images import require_room, require_unchanged, sync
+from workers.images import claim, require_room, require_unchanged, sync
 from workers.isolation import unix
+from workers.jobs import Detached
 from workers.journal import sync_directory
-from workers.repository import sidecar
 from workers.repository.directory import create_image
+from workers.restore import protection
 from workers.restore.destination import directory_of
 from workers.restore.new_domain import NewDomain
 from workers.restore.pulling import Pulling
@@ -66,8 +70,10 @@ class Instant(Story):
 
     def work(self) -> None:
         """See :meth:`Story.work`."""
-        if self.run.phase == "booting" and self._hypervisor.is_active(self.domain.uuid):
-            self._booted()  # an earlier worker died just then
+        if self.run.phase == "booting" and (
+            self._hypervisor.is_active(self.domain.uuid) or self._written()
+        ):
+            self._booted()  # an earlier worker died just then; what the guest wrote stays
         if self.run.phase in ("planned", "booting"):
             self._boot()
         if self.run.phase == "pulling":
@@ -75,7 +81,7 @@ class Instant(Story):
             Pulling(self).to_the_end()
             self.phase("copied")
         self.ties.step("closing")
-        self._stand_alone()
+        self._close()
 
     def undo(self) -> None:
         """See :meth:`Story.undo`; of a guest that runs only after a cancel."""
@@ -86,9 +92,21 @@ class Instant(Story):
                 overlay.unlink(missing_ok=True)
         remove_directories(self)
 
+    def give_up(self, why: str) -> None:
+        """End where there is nothing left to end well; nothing of the domain's is removed.
+
+        :raises WorkFailed: always.
+        """
+        self._end_serving()
+        self.engine.journal.forget(self.run.task_id)
+        raise WorkFailed(why, "Remove what is left of it, and restore the point again.")
+
     def keeps(self, error: BaseException) -> bool:
-        """See :meth:`Story.keeps`: of a guest that runs, only a cancel is the end."""
-        return self.run.phase in ("pulling", "copied") and not isinstance(error, Cancelled)
+        """See :meth:`Story.keeps`: of a guest that has run, only a cancel is the end."""
+        has_run = self.run.phase in ("pulling", "copied") or (
+            self.run.phase == "booting" and self._written()
+        )
+        return has_run and not isinstance(error, Cancelled)
 
     def restored(self) -> list[RestoredDisk]:
         """See :meth:`Story.restored`."""
@@ -108,44 +126,97 @@ class Instant(Story):
     def _boot(self) -> None:
         self.ties.step("preparing")
         self.require_point()
+        self.phase("planned")  # before the first overlay goes: one that is missing was not written
         self.undo()  # what an earlier worker had begun
         self.run.draft |= {"overlays": [], "made": []}
         self._require()
         self.phase("planned")
         self.ties.check(self.engine.journal)
-        self._protect()
+        protection.keep(self.repository, self.point, self.run.task_id, self._reason())
         self.serve()
         make_directory(self, self.to)
-        self.run.draft["overlays"] = list(self.overlays)
-        self.phase("planned")
         for disk in self.disks:
             overlay = self.overlays[disk.target]
+            self._claim(disk.target)
             create_image(overlay, disk.virtual_size, backing=self._url(disk), backing_format="raw")
-            overlay.chmod(0o600)
             sync(overlay)
         sync_directory(self.to)
         self.ties.check(self.engine.journal)
         self.ties.step("booting")
+        self.run.draft["empty"] = {t: _state(overlay) for t, overlay in self.overlays.items()}
         self.phase("booting")
         self.domain.define(self._new_disks())
         definitions.start(self._hypervisor, self.domain.uuid)
         self._booted()
 
+    def _claim(self, target: str) -> None:
+        ours: list[str] = self.run.draft["overlays"]
+        ours.append(target)
+        self.phase("planned")
+        try:
+            claim(self.overlays[target])
+        except DestinationExists:
+            ours.remove(target)  # another's, that came just now: not for undo to remove
+            raise
+
     def _booted(self) -> None:
         self.run.draft["booted"] = now()
         self.phase("pulling")
+
+    def _written(self) -> bool:
+        """Whether an overlay is not as it was made: a guest has run, and went off."""
+        empty = self.run.draft.get("empty", {})
+        return any(_state(overlay) != empty.get(t) for t, overlay in self.overlays.items())
+
+    def _close(self) -> None:
+        """Stand alone, tried until it works: all is there, so no cancel takes it away any more."""
+        while True:
+            try:
+                self._stand_alone()
+            except (VirtvaultError, OSError) as error:
+                log.warning("task %s: %s", self.run.task_id, error)
+                if reason := self.gone():
+                    self.give_up(reason)
+            else:
+                return
+            if self.ties.stopping():
+                raise Detached
+            self.ties.sample(())
+            time.sleep(self.engine.pace.longest)
 
     def _stand_alone(self) -> None:
         """All is pulled in: let go of the point."""
         for overlay in self.overlays.values():
             sync(overlay)
         if definitions.is_defined(self._hypervisor, self.domain.uuid):
+            policies = self.run.draft["policies"]
             before = self._hypervisor.inactive_xml(self.domain.uuid)
-            after = settled(before, self.run.draft["policies"])
-            definitions.rewrite(self._hypervisor, before, after)
+            definitions.rewrite(self._hypervisor, before, settled(before, policies))
+            definitions.rewrite_saved(
+                self._hypervisor, self.domain.uuid, lambda xml: settled(xml, policies)
+            )
+            if self._hypervisor.is_active(self.domain.uuid):
+                self.note(
+                    "until it was shut off and started again, do not save, managedsave or migrate "
+                    "it, nor commit its snapshots: libvirt still takes its images to stand on the "
+                    "point"
+                )
         else:
             self.note("its domain was undefined meanwhile; the images are complete")
         self._end_serving()
+
+    def gone(self) -> str:
+        """That somebody threw the domain and images of it away; empty where not."""
+        lost = [str(overlay) for overlay in self.overlays.values() if not overlay.exists()]
+        try:
+            if not lost or definitions.is_defined(self._hypervisor, self.domain.uuid):
+                return ""
+        except VirtvaultError:  # nobody knows; asked again
+            return ""
+        return (
+            f"Domain {self.domain.name} was undefined and {', '.join(lost)} removed while it was "
+            "being restored; nothing else of it was touched."
+        )
 
     # -- serving ------------------------------------------------------------------------------
 
@@ -180,23 +251,7 @@ class Instant(Story):
 
     def _end_serving(self) -> None:
         self.end_daemon()
-        self._unprotect()
-
-    def _protect(self) -> None:
-        """Keep prune away from the point also in the moments when no daemon has it open."""
-        directory = self.repository.directory(self.point.uuid, self.point.id)
-        try:
-            if not sidecar.protection(directory):
-                sidecar.write(directory, sidecar.PROTECTED, {"reason": self._reason()})
-        except VirtvaultError as error:
-            # A repository that is mounted read-only: nobody prunes it from here.
-            log.info("point %s is not protected: %s", self.point.id, error)
-
-    def _unprotect(self) -> None:
-        directory = self.repository.directory(self.point.uuid, self.point.id)
-        with contextlib.suppress(VirtvaultError):
-            if sidecar.protection(directory) == self._reason():
-                sidecar.drop(directory, sidecar.PROTECTED)
+        protection.let_go(self.repository, self.point, self.run.task_id)
 
     def _reason(self) -> str:
         return f"domain {self.domain.name} runs from it until task {self.run.task_id} ends"
@@ -204,7 +259,7 @@ class Instant(Story):
     # -- its plan -----------------------------------------------------------------------------
 
     def _require(self) -> None:
-        there = [str(overlay) for overlay in self.overlays.values() if overlay.exists()]
+        there = [str(overlay) for overlay in self.overlays.values() if os.path.lexists(overlay)]
         if there:
             raise DestinationExists(
                 f"Already there: {', '.join(there)}.",
@@ -215,10 +270,7 @@ class Instant(Story):
             require_unchanged(self.point.id, backing, roots)
         require_room((self.to, self.needed(disk)) for disk in self.disks)
         self._require_socket()
-        directory = self.repository.directory(self.point.uuid, self.point.id)
-        xml = directory / "domain.xml"
-        if xml.exists():
-            self.run.draft["policies"] = policies_of(xml.read_text(), self.overlays)
+        self.run.draft["policies"] = policies_of(self.domain.stored_xml(), self.overlays)
         self.domain.require(self._new_disks())
 
     def _require_socket(self) -> None:
@@ -236,3 +288,12 @@ class Instant(Story):
 
     def _url(self, disk: PointDisk) -> str:
         return Export(disk.target, str(self.socket), "").url
+
+
+def _state(image: Path) -> list[int]:
+    """What changes when an image is written to; as JSON keeps it."""
+    try:
+        entry = image.stat()
+    except FileNotFoundError:
+        return []
+    return [entry.st_size, entry.st_mtime_ns]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from xml.etree.ElementTree import ParseError
 
-from virtvault.errors import NotSupported, VirtvaultError, WorkFailed
+from virtvault.errors import (
+    DestinationExists,
+    NotSupported,
+    RepositoryUnusable,
+    VirtvaultError,
+    WorkFailed,
+)
 from workers import definitions, nvram
 from workers.domain_xml import NewDisk, domain_type, nvram_of, redefine
 from workers.restore.destination import require_reach
@@ -42,13 +50,15 @@ class NewDomain:
     def require(self, disks: Mapping[str, NewDisk]) -> None:
         """See that libvirt takes the definition, before anything is copied for it.
 
-        :raises DestinationExists: the name is in use.
+        :raises DestinationExists: the name is in use, or the file of its firmware variables is.
         :raises InvalidRequest: QEMU's user could not open the images where they will be.
         :raises WorkFailed: libvirt does not take it.
         """
         self.clear()  # what an earlier worker had begun
         definitions.require_free_name(self._hypervisor, self.name)
-        stored = self._stored_xml()
+        stored = self.stored_xml()
+        if nvram_of(stored):
+            self._require_no_nvram()
         require_reach(self.directory, definitions.qemu_user(self._hypervisor, domain_type(stored)))
         xml, notes = self._xml(disks)
         # Its uuid is durable first: killed in between, the next worker knows whose it is.
@@ -59,11 +69,13 @@ class NewDomain:
 
     def user(self) -> int:
         """The uid its QEMU will run as."""
-        return definitions.qemu_user(self._hypervisor, domain_type(self._stored_xml()))
+        return definitions.qemu_user(self._hypervisor, domain_type(self.stored_xml()))
 
     def define(self, disks: Mapping[str, NewDisk]) -> None:
         """Write its NVRAM and define it; may run again after a kill."""
-        self._put_nvram()
+        # Once defined it may have been started, and have written to them.
+        if not definitions.is_defined(self._hypervisor, self.uuid):
+            self._put_nvram()
         definitions.define(self._hypervisor, self._xml(disks)[0])
 
     def define_complete(self, disks: Mapping[str, NewDisk], where: str) -> None:
@@ -90,10 +102,13 @@ class NewDomain:
 
     def clear(self) -> None:
         """Take it away again, as far as it is there: it is ended, whatever it was doing."""
-        if self.story.run.draft.get("uuid") and definitions.is_defined(self._hypervisor, self.uuid):
+        ours = self.story.run.draft.get("uuid", "")
+        if ours in ("", self.story.point.uuid):
+            return
+        if definitions.is_defined(self._hypervisor, self.uuid):
             definitions.end(self._hypervisor, self.uuid)
             definitions.undefine(self._hypervisor, self.uuid)
-        if self.story.run.draft.get("nvram"):
+        if self.story.run.draft.pop("nvram", False):
             with contextlib.suppress(FileNotFoundError):
                 self.nvram.unlink()
 
@@ -103,8 +118,10 @@ class NewDomain:
         return self.directory / f"{self.name}_VARS.fd"
 
     def _put_nvram(self) -> None:
-        if not nvram_of(self._stored_xml()):
+        if not nvram_of(self.stored_xml()):
             return
+        if not self.story.run.draft.get("nvram"):
+            self._require_no_nvram()
         kept = self._point / nvram.FILE
         if not kept.exists():
             self.story.note(
@@ -116,9 +133,17 @@ class NewDomain:
         self.story.engine.journal.write(self.story.run)
         nvram.put(kept.read_bytes(), self.nvram)
 
+    def _require_no_nvram(self) -> None:
+        if os.path.lexists(self.nvram):
+            raise DestinationExists(
+                f"Already there: {self.nvram}, where the firmware variables of domain {self.name} "
+                "would be.",
+                "Remove it, or choose another name or directory.",
+            )
+
     def _xml(self, disks: Mapping[str, NewDisk]) -> tuple[str, list[str]]:
         return redefine(
-            self._stored_xml(),
+            self.stored_xml(),
             name=self.name,
             uuid=self.uuid,
             disks=disks,
@@ -126,9 +151,22 @@ class NewDomain:
             nvram=str(self.nvram),
         )
 
-    def _stored_xml(self) -> str:
+    def stored_xml(self) -> str:
+        """The definition of the point's domain.
+
+        :raises NotSupported: the point has none.
+        :raises RepositoryUnusable: it is damaged.
+        """
+        path = self._point / "domain.xml"
         try:
-            return (self._point / "domain.xml").read_text()
+            text = path.read_text(encoding="utf-8")
+            domain_type(text)  # parsed
+            return text
+        except (UnicodeDecodeError, ParseError) as error:
+            raise RepositoryUnusable(
+                f"{path} of point {self.story.point.id} is cut off or damaged: {error}.",
+                "Restore its disks (--to) and define a domain by hand, or use another point.",
+            ) from error
         except OSError as error:
             raise NotSupported(
                 f"Point {self.story.point.id} has no domain.xml: {error.strerror}.",

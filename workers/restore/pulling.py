@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from virtvault.errors import MonitorError, VirtvaultError, WorkFailed
 from virtvault.models import DiskProgress
 from workers import definitions, jobs
-from workers.domain_xml import backing_index
+from workers.domain_xml import image_indexes
 from workers.exports import Export
 from workers.hypervisor import LibvirtMonitor
 from workers.images import absent
@@ -65,9 +65,11 @@ class Pulling:
             while True:
                 try:
                     disks = self._look()
-                except VirtvaultError as error:
-                    # libvirt, the repository, the daemon: what is away comes back.
+                except (VirtvaultError, OSError) as error:
+                    # libvirt, the repository, the daemon, room: what is away comes back.
                     log.warning("task %s: %s", self.story.run.task_id, error)
+                    if reason := self.story.gone():
+                        self.story.give_up(reason)
                     disks, interval = (), self.story.engine.pace.longest
                 if len(self.whole) == len(self.sizes):
                     return
@@ -116,15 +118,19 @@ class Pulling:
             if job["io-status"] != "ok" and self._may_try(target):
                 monitor.execute("block-job-resume", device=job["device"])
             return DiskProgress(target, job["offset"], job["len"], job["status"])
+        node, below = self._nodes(monitor, target)
+        if not node:
+            # Unplugged: nobody has the image open, and it is pulled as if all were shut off.
+            with contextlib.closing(self.story.monitor()) as daemon:
+                return self._in_daemon(daemon, target)
         if not running:
-            self._next_step(monitor, target)
+            self._next_step(monitor, target, node, below)
         done = self.sizes[target] if target in self.whole else 0
         return DiskProgress(target, done, self.sizes[target], "waiting")
 
-    def _next_step(self, monitor: LibvirtMonitor, target: str) -> None:
-        node = _root(monitor, self._overlay(target))
+    def _next_step(self, monitor: LibvirtMonitor, target: str, node: str, below: str) -> None:
         if backing_of(self._overlay(target)):
-            if self._may_try(target) and node:
+            if self._may_try(target):
                 monitor.execute(
                     "block-stream",
                     job_id=f"virtvault-{self.story.tag}-{target}",
@@ -134,19 +140,22 @@ class Pulling:
                 )
             return
         # The header is written before all of the tables that it goes with.
-        if node:
-            _qemu_io(monitor, node, "flush")
-        if not absent(self._overlay(target)):
-            self._let_go(monitor, target)
+        _qemu_io(monitor, node, "flush")
+        if not self._absent(target):
+            # Have QEMU close what it has still open of the point.
+            for role in ("format", "storage"):
+                with contextlib.suppress(MonitorError):  # gone by itself
+                    if below:
+                        monitor.execute("blockdev-del", node_name=f"{below}-{role}")
             self.whole.add(target)
 
-    def _let_go(self, monitor: LibvirtMonitor, target: str) -> None:
-        """Have QEMU close what it has still open of the point."""
-        index = backing_index(monitor.xml(), target)
-        for role in ("format", "storage"):
-            with contextlib.suppress(MonitorError):  # gone by itself
-                if index:
-                    monitor.execute("blockdev-del", node_name=f"libvirt-{index}-{role}")
+    def _nodes(self, monitor: LibvirtMonitor, target: str) -> tuple[str, str]:
+        """The node of an overlay, under a snapshot perhaps, and what the nodes below begin with.
+
+        By libvirt's XML: QEMU 7.2 must not be asked for its nodes while a stream concludes.
+        """
+        own, below = image_indexes(monitor.xml(), str(self._overlay(target)))
+        return own and f"libvirt-{own}-format", below and f"libvirt-{below}"
 
     def _qemu(self) -> LibvirtMonitor:
         if self._monitor is None:
@@ -167,7 +176,7 @@ class Pulling:
             monitor.execute("blockdev-del", node_name=node)
         overlay = self._overlay(target)
         if not backing_of(overlay):
-            if not absent(overlay):
+            if not self._absent(target):
                 self.whole.add(target)
                 return DiskProgress(target, self.sizes[target], self.sizes[target], "concluded")
             self._back_again(target)
@@ -214,6 +223,10 @@ class Pulling:
     def _overlay(self, target: str) -> Path:
         return self.story.overlays[target]
 
+    def _absent(self, target: str) -> int:
+        """The bytes of the point's disk that are not in its overlay; the guest's may be larger."""
+        return absent(self._overlay(target), self.sizes[target])
+
     def _may_try(self, target: str) -> bool:
         """Whether the last try was long enough ago."""
         if time.monotonic() - self._tried.get(target, -AGAIN) < AGAIN:
@@ -231,14 +244,6 @@ class Pulling:
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
-
-
-def _root(monitor: Monitor, overlay: Path) -> str:
-    """The node of a disk's image, empty where it was unplugged."""
-    for block in monitor.execute("query-block"):
-        if block.get("inserted", {}).get("file") == str(overlay):
-            return str(block["inserted"]["node-name"])
-    return ""
 
 
 def _qemu_io(monitor: Monitor, node: str, command: str) -> Any:

@@ -25,7 +25,7 @@ from workers.reading import Source
 from workers.repository import DirectoryRepository
 from workers.storage_daemon import StorageDaemonMonitor
 
-__all__ = ["Story", "key_of", "make_directory", "remove_directories", "stored"]
+__all__ = ["Story", "key_of", "make_directory", "remove_directories", "stored", "take_directories"]
 
 
 def key_of(kind: str, what: object) -> str:
@@ -230,7 +230,12 @@ def make_directory(story: Story, to: Path) -> None:
 
 def remove_directories(story: Story) -> None:
     """Take away what :func:`make_directory` made, where nobody has put something there since."""
-    for made in reversed(story.run.draft.get("made", [])):
+    take_directories(story.run)
+
+
+def take_directories(run: Run) -> None:
+    """As :func:`remove_directories`, by the journal alone."""
+    for made in reversed(run.draft.get("made", [])):
         with contextlib.suppress(OSError):
             Path(made).rmdir()
 
