@@ -134,15 +134,24 @@ class StorageDaemonMonitor:
         # The library takes its thread's event loop and would leave a new one open.
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
-        self._qmp = QEMUMonitorProtocol(socket)
-        self._qmp.settimeout(timeout)
         try:
-            self._qmp.connect()
+            try:
+                self._qmp = self._connected(socket, timeout)
+            except QMPError:
+                # The library gives up where an event comes before the reply to its greeting (seen).
+                self._qmp = self._connected(socket, timeout)
         except (TimeoutError, QMPError, OSError) as error:
             self._end_loop()
             raise DomainStopped(
                 f"The storage daemon at {socket} is gone: {error}.", "Run the task again."
             ) from error
+
+    @staticmethod
+    def _connected(socket: str, timeout: float) -> QEMUMonitorProtocol:
+        made = QEMUMonitorProtocol(socket)
+        made.settimeout(timeout)
+        made.connect()
+        return made
 
     @cached_property
     def capabilities(self) -> Capabilities:

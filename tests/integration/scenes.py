@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 import time
@@ -147,6 +148,17 @@ def node_of(guest: Guest, target: str) -> str:
         if block.get("qdev") == device:
             return str(block["inserted"]["node-name"])
     raise KeyError(target)
+
+
+def domains_on(connection: libvirt.virConnect, *texts: str | Path) -> list[str]:
+    """The names of the domains whose XML holds one of ``texts``: others' tests have theirs."""
+    found = []
+    for domain in connection.listAllDomains():
+        with contextlib.suppress(libvirt.libvirtError):  # it is just going
+            xml = domain.XMLDesc()
+            if any(str(text) in xml for text in texts):
+                found.append(domain.name())
+    return sorted(found)
 
 
 def processes(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from tests.integration.scenes import (
     VDB_RAW,
     Boot,
     TakePoints,
+    domains_on,
     files,
     give_new_content,
     qemu_img,
@@ -83,10 +84,12 @@ def refused(
     """Refused with a mend; no file was made or changed, and no domain defined."""
     connection = engine.hypervisor.connection()
 
-    def look() -> tuple[list[tuple[str, int]], int]:
-        found = [p for r in engine.settings.restore_roots for p in files(r)]
+    roots = engine.settings.restore_roots
+
+    def look() -> tuple[list[tuple[str, int]], list[str]]:
+        found = [p for r in roots for p in files(r)]
         there = [(p, Path(p).stat().st_mtime_ns) for p in found if not OWN & set(Path(p).parts)]
-        return there, connection.numOfDefinedDomains()
+        return there, domains_on(connection, *roots)
 
     before = look()
     with pytest.raises(error, match=match) as caught:

@@ -34,13 +34,12 @@ from virtvault.errors import (
 )
 from virtvault.models import BackupRequest, RestoreRequest
 from workers import instant, job_control, recovery
-from workers import restore as restore_module
 from workers.backup import backup
 from workers.engine import Engine, Ties
 from workers.hypervisor import LibvirtMonitor
 from workers.jobs import Detached
 from workers.repository import open_repository
-from workers.restore import restore
+from workers.restore import copying, restore
 
 VDA = DiskSpec("vda", "qcow2", 64 * MIB)
 Boot = Callable[..., Guest]
@@ -206,13 +205,13 @@ def test_a_restore_told_twice_is_done_once_and_overwrites_nothing(
     assert restore(engine, request, Ties(task_id)) == restore(engine, request, Ties(task_id))
 
     precious = chain.directory / "twice" / "vda.qcow2"
-    real = restore_module.create_image
+    real = copying.create_image
 
     def appear(*arguments: Any, **more: Any) -> None:
         real(*arguments, **more)
         precious.write_text("precious")
 
-    monkeypatch.setattr(restore_module, "create_image", appear)
+    monkeypatch.setattr(copying, "create_image", appear)
     with pytest.raises(DestinationExists):
         restore(engine, RestoreRequest(point=point, to=str(precious.parent)), Ties("again"))
     assert precious.read_text() == "precious"

@@ -15,6 +15,7 @@ from tests.integration.conftest import MIB
 from tests.integration.scenes import (
     Boot,
     TakePoints,
+    domains_on,
     files,
     image_of,
     processes,
@@ -37,12 +38,12 @@ def booted(engine: Engine, point: BackupResult, ties: Ties, **request: Any) -> V
     return result.verdicts[0]
 
 
-def domains(connection: libvirt.virConnect) -> list[str]:
-    return [d.name() for d in connection.listAllDomains() if d.name().startswith("virtvault-")]
+def domains(engine: Engine, connection: libvirt.virConnect) -> list[str]:
+    return domains_on(connection, engine.settings.runtime_dir)
 
 
 def assert_nothing_remains(engine: Engine, connection: libvirt.virConnect) -> None:
-    assert domains(connection) == []
+    assert domains(engine, connection) == []
     runtime, state = engine.settings.runtime_dir, engine.settings.state_dir
     assert not processes(f"{runtime}/")
     assert files(runtime, f"{state}/runs", engine.settings.scratch) == []
@@ -127,12 +128,12 @@ def test_a_boot_of_a_worker_that_died_is_ended_and_done_again(
     stopping = threading.Event()
 
     def stop(progress: Progress) -> None:
-        if progress.phase == "booting" and domains(connection):
+        if progress.phase == "booting" and domains(engine, connection):
             stopping.set()
 
     with pytest.raises(Detached):
         booted(engine, point, Ties("t1", stop, stopping.is_set))
-    assert domains(connection) == []
+    assert domains(engine, connection) == []
     run = engine.journal.read("t1")
     assert run is not None
 
@@ -144,7 +145,7 @@ def test_a_boot_of_a_worker_that_died_is_ended_and_done_again(
         xml = guest.domain.XMLDesc().partition("<devices>")[0]
         xml = xml.replace(guest.name, left).replace(guest.domain.UUIDString(), str(uuid.uuid4()))
         connection.createXML(f"{xml}<devices/></domain>", libvirt.VIR_DOMAIN_START_PAUSED)
-        assert domains(connection) == [left]
+        assert domains(engine, connection) == [left]
 
     leave_it_running("")
     verdict = booted(Engine.of(engine.settings), point, Ties("t1"), boot_seconds=1)

@@ -13,7 +13,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from tests.integration.scenes import files, processes, qemu_img, until
+from tests.integration.scenes import domains_on, files, processes, qemu_img, until
 from tests.lab import DiskSpec, Guest, Hypervisor, Stack, assert_same
 from virtvault.errors import InvalidRequest
 from virtvault.models import BackupResult, Progress, ServeResult, VerifyResult
@@ -39,7 +39,7 @@ def command(stack: Stack, *words: str) -> tuple[int, Any]:
 def assert_nothing_remains(stack: Stack, connection: libvirt.virConnect) -> None:
     until(lambda: not processes(f"{stack.runtime}/"), "the end of all daemons")
     assert files(stack.runtime, stack.directory / "state" / "runs") == []
-    assert not [d for d in connection.listAllDomains() if d.name().startswith("virtvault-")]
+    assert domains_on(connection, stack.runtime) == []
 
 
 def test_they_outlive_their_worker_and_end_as_they_are_told(

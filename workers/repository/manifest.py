@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from blake3 import blake3
 
@@ -119,7 +119,7 @@ def backing_of(image: Path) -> str:
             if len(header) < 72 or header[:4] != b"QFI\xfb":
                 raise ValueError("it is no qcow2 image")
             if int.from_bytes(header[4:8]) >= 3 and int.from_bytes(header[72:80]) & 4:
-                raise ValueError("it has its data in another file")
+                raise ValueError(f"it has its data in another file{_data_file(file)}")
             offset, length = int.from_bytes(header[8:16]), int.from_bytes(header[16:20])
             if not offset:
                 return ""
@@ -129,6 +129,21 @@ def backing_of(image: Path) -> str:
         raise RepositoryUnusable(
             f"{image} cannot be read: {error}.", "Use a point of another chain."
         ) from error
+
+
+def _data_file(file: BinaryIO) -> str:
+    """The data file's name from a qcow2's header extensions, for people; empty: not found."""
+    file.seek(100)
+    place = int.from_bytes(file.read(4))
+    while 104 <= place < 65536:
+        file.seek(place)
+        kind, length = int.from_bytes(file.read(4)), int.from_bytes(file.read(4))
+        if kind == 0x44415441:
+            return f", {file.read(min(length, 1023)).decode(errors='replace')}"
+        if not kind:
+            break
+        place += 8 + -(-length // 8) * 8
+    return ""
 
 
 def _seal(content: dict[str, Any]) -> str:
