@@ -141,17 +141,19 @@ def test_a_boot_of_a_worker_that_died_is_ended_and_done_again(
         """Where libvirt does not end it by itself: the journal says that it boots, and it runs."""
         run.draft["booting"], run.error = True, error
         engine.journal.write(run)
-        left = f"virtvault-verify-{tag_of('t1')}"
         xml = guest.domain.XMLDesc().partition("<devices>")[0]
         xml = xml.replace(guest.name, left).replace(guest.domain.UUIDString(), str(uuid.uuid4()))
         connection.createXML(f"{xml}<devices/></domain>", libvirt.VIR_DOMAIN_START_PAUSED)
-        assert domains(engine, connection) == [left]
+        assert domains_on(connection, left) == [left]
 
+    left = f"virtvault-verify-{tag_of('t1')}"
     leave_it_running("")
     verdict = booted(Engine.of(engine.settings), point, Ties("t1"), boot_seconds=1)
     assert verdict.verdict == "good" and verdict.boot is not None
+    assert domains_on(connection, left) == []
     assert_nothing_remains(engine, connection)
     # One that has failed while libvirt was away is ended by the worker's housekeeping.
     leave_it_running("libvirt does not answer")
     recovery.tidy(engine)
+    assert domains_on(connection, left) == []
     assert_nothing_remains(engine, connection)
