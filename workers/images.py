@@ -194,17 +194,19 @@ def publish(partial: Path, final: Path) -> None:
     partial.unlink()
 
 
-def lock(path: Path) -> int:
+def lock(path: Path, *, sharing: bool = False) -> int:
     """Take an image as QEMU would for itself alone; gives the descriptor that holds it.
 
+    :param sharing: whether readers that do not mind a writer may have it open (``force-share``).
     :raises DomainBusy: a QEMU has it open.
     """
     descriptor = os.open(path, os.O_RDWR)
     try:
-        # The bytes QEMU locks for what it does (100 on) and for what it keeps others from (200 on):
-        # block/file-posix.c.
-        ours = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 100, 200, 0)
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, ours)
+        # The bytes QEMU locks for what it does (100 on) and for what it keeps others from (200 on);
+        # the second of each is for writing: block/file-posix.c, include/block/block-common.h.
+        for start, length in ((101, 1), (201, 1)) if sharing else ((100, 200),):
+            ours = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, ours)
     except OSError as error:
         os.close(descriptor)
         raise DomainBusy(

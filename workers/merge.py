@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from virtvault.errors import (
+    DomainBusy,
     JobFailed,
     MonitorError,
     NoRoom,
@@ -30,6 +31,7 @@ from virtvault.errors import (
 from virtvault.models import DiskProgress, Point, PointDisk
 from workers import digests, jobs
 from workers.engine import Engine, Ties, tag_of
+from workers.images import lock
 from workers.journal import durable_write, sync_directory
 from workers.monitor import Monitor
 from workers.nbd_reader import extents
@@ -162,22 +164,16 @@ class Merging:
         lock is on a file and not on its name.
         """
         found = {}
-        with self._daemon() as monitor:
-            for point in points:
-                for disk in self._point(point).disks:
-                    image = self._directory(point) / disk.file
-                    try:
-                        manifest.backing_of(image)
-                        monitor.execute(
-                            "blockdev-add", **_node("probe", image, None, writable=True)
-                        )
-                    except RepositoryUnusable:
-                        continue  # not there any more, or damaged: nobody reads it
-                    except MonitorError as error:
-                        if LOCKED in error.message:
-                            found[point] = being_read(point)
-                        continue
-                    monitor.execute("blockdev-del", node_name="probe")
+        for point in points:
+            for disk in self._point(point).disks:
+                image = self._directory(point) / disk.file
+                try:
+                    manifest.backing_of(image)
+                    os.close(lock(image, sharing=True))
+                except RepositoryUnusable:
+                    continue  # not there any more, or damaged: nobody reads it
+                except DomainBusy:
+                    found[point] = being_read(point)
         return found
 
     def _require_own(self, merge: Merge) -> None:
@@ -341,12 +337,32 @@ class Merging:
         base = self._image(merge.base, merge.target)
         with self.repository.alone(self.uuid, self.ties.task_id):
             if base.exists():
-                self._write_switch(merge, base)
-                os.replace(base, top / base.name)
+                # A reader that began meanwhile has its lock on the image that is there: on the new
+                # one it would have none, and a later merge would write into what it reads.
+                held = self._locked(merge)
+                try:
+                    self._write_switch(merge, base)
+                    os.replace(base, top / base.name)
+                finally:
+                    os.close(held)
                 sync_directory(top)
                 sync_directory(base.parent)
             finish_switch(top)
         self.forget(merge)
+
+    def _locked(self, merge: Merge) -> int:
+        """The kept point's own image, held as by a writer; gives the descriptor that holds it.
+
+        :raises PointBusy: the point is being read.
+        """
+        try:
+            return lock(self._image(merge.top, merge.target), sharing=True)
+        except DomainBusy as error:
+            raise PointBusy(
+                f"{being_read(merge.top)} What was merged takes its image's place after that.",
+                "Prune again when that has ended. Until then the points that were merged into it "
+                "stay marked, and every other point reads as before.",
+            ) from error
 
     def forget(self, merge: Merge) -> None:
         """Say that nothing of the merge is left to do: the points between still have to go."""

@@ -7,6 +7,7 @@ read. Those below are not: a merge may write to one, into parts that the images 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ __all__ = ["Source", "choose", "open_sources"]
 
 # A merge that ends just now replaces an image: the chain is then another, and is looked up again.
 TRIES = 3
+# Seconds; a merge holds an image it replaces for much less.
+MOMENT = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ def open_sources(
         except MonitorError as error:
             _close(monitor, found)
             if 'Failed to get "' in error.message:
+                if attempt + 1 < TRIES:
+                    time.sleep(MOMENT)
+                    continue
                 raise PointBusy(
                     f"An image of point {point} is being written to: it is being pruned.",
                     "Try again in a moment, or use another point.",

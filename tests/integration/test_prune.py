@@ -321,9 +321,21 @@ def test_readers_of_what_is_kept_go_on_and_begin_during_a_merge(
         with pytest.raises(PointBusy, match=pruning.task_id):
             run(stored.engine, ids[0])
         pruning.hurry()
-        assert isinstance(pruning.join(), PruneResult)
-        monitor.close()
+        # Its lock is on the image that it opened: that one is not replaced under it.
+        outcome = pruning.join()
+        assert isinstance(outcome, PointBusy)
+        assert merge.being_read(ids[3]) in outcome.message
+    opened = stored.image(ids[3]).stat().st_ino
+    with pytest.raises(PointBusy):
+        run(stored.engine, rules=RetentionRules(last=9))
+    assert stored.image(ids[3]).stat().st_ino == opened
     stored.assert_equal([ids[0], ids[3]])
+    monitor.close()
+    daemon.end()
+    run(stored.engine, rules=RetentionRules(last=9))
+    assert stored.ids() == [ids[0], ids[3]]
+    stored.assert_equal([ids[0], ids[3]])
+    stored.assert_whole()
 
 
 @pytest.mark.parametrize("end", [Cancelled, Detached])
