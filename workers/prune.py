@@ -192,6 +192,8 @@ class _Prune:
         if points:
             self.run.domain, self.run.uuid = points[-1].domain, points[-1].uuid
             self.ties.domain = self.run.domain
+        # From here on it has block jobs, which take commands.
+        self.run.phase = "copying"
         self.engine.journal.write(self.run)
 
     def _merge(self, merging: Merging, merges: tuple[Merge, ...], put_off: dict[str, str]) -> bool:

@@ -32,7 +32,7 @@ from virtvault.errors import (
     UnknownPoint,
 )
 from virtvault.models import Progress, PruneRequest, PruneResult, RetentionRules
-from workers import merge, reading
+from workers import job_control, merge, reading
 from workers.engine import Engine, Ties, tag_of
 from workers.jobs import Detached
 from workers.merge import Damaged
@@ -336,6 +336,22 @@ def test_readers_of_what_is_kept_go_on_and_begin_during_a_merge(
     assert stored.ids() == [ids[0], ids[3]]
     stored.assert_equal([ids[0], ids[3]])
     stored.assert_whole()
+
+
+def test_a_merge_is_paused_resumed_and_hurried(stored: Stored) -> None:
+    ids = stored.chain(3)
+    with Pruning(stored.engine, ids[1]) as pruning:
+        assert "paused" in job_control.pause(stored.engine, pruning.task_id)
+        directory = daemon_of(stored.settings.runtime_dir, "prune", tag_of(pruning.task_id))
+        monitor = directory.monitor(10.0, "control")
+        until(
+            lambda: monitor.execute("query-block-jobs")[0]["status"] == "paused", "the job to stand"
+        )
+        monitor.close()
+        assert "without a speed limit" in job_control.set_speed(stored.engine, 0, pruning.task_id)
+        assert "running" in job_control.resume(stored.engine, pruning.task_id)
+        assert isinstance(pruning.join(), PruneResult)
+    stored.assert_equal([ids[0], ids[2]])
 
 
 @pytest.mark.parametrize("end", [Cancelled, Detached])
