@@ -27,6 +27,7 @@ from typing import Any
 from celery import Celery, states
 from celery.events.state import Task
 
+from tasks import web
 from virtvault.errors import InvalidSettings, NotSupported
 from virtvault.settings import Settings
 
@@ -129,6 +130,7 @@ def run(app: Celery, settings: Settings) -> None:
     server = _module("flower.app").Flower(
         capp=app, options=options, **_module("flower.urls").settings
     )
+    server.add_handlers(".*", web.routes(settings))
     try:
         port = server.start_http_server()
     except OSError as error:

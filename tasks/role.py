@@ -56,13 +56,18 @@ def run_control(given: Settings) -> None:
 
 def run_central(given: Settings) -> None:
     """The central worker."""
-    from tasks import central
+    from tasks import central, submit
     from tasks.catalog import Catalog
 
     if given.catalog_url.startswith("sqlite:///"):
         Path(given.catalog_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     app = central_app(given)
-    central.register(app, Catalog(given.catalog_url), runs.connect(given))
+    catalog, client = Catalog(given.catalog_url), runs.connect(given)
+    central.register(app, catalog, client)
+    submit.register(app, catalog, client, given)
+    # By name: tasks stand below beat.
+    import_module("beat.questions").register(app, catalog, client, given)
+    import_module("beat.watch").register(app, catalog, client, given)
     consume(app, "central", given)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from virtvault import events, queues, runs, schemas
 from virtvault.errors import UnknownRepository, UnknownTask
+from virtvault.fleet import Fleet
 from virtvault.handle import READY, RESULTS, Handle
 from virtvault.models import (
     BackupRequest,
@@ -32,12 +33,11 @@ from virtvault.models import (
     VerifyRequest,
 )
 from virtvault.runs import RunRecord
-from virtvault.stored import StoredPoints
 
 __all__ = ["Client", "Handle"]
 
 
-class Client(StoredPoints):
+class Client(Fleet):
     """Enqueues work and asks questions. Holds no libvirt and no database; safe to keep open."""
 
     # -- long work ----------------------------------------------------------------------------

@@ -23,6 +23,9 @@ VERIFY = "virtvault.verify"
 SERVE = "virtvault.serve"
 PRUNE = "virtvault.prune"
 
+# What a caller may submit, and what a Handle waits for.
+LONG_TASKS = (BACKUP, RESTORE, VERIFY, SERVE, PRUNE)
+
 CHECK = "virtvault.check"
 DOMAINS = "virtvault.domains"
 DISKS = "virtvault.disks"
@@ -38,6 +41,7 @@ BITMAPS = "virtvault.bitmaps"
 ADD_BITMAP = "virtvault.add_bitmap"
 CLEAR_BITMAP = "virtvault.clear_bitmap"
 REMOVE_BITMAP = "virtvault.remove_bitmap"
+LABEL = "virtvault.label"
 
 RECORD = "virtvault.record"
 POINTS = "virtvault.points"
@@ -47,6 +51,19 @@ FATE = "virtvault.fate"
 KNOWN = "virtvault.known"
 REBUILD = "virtvault.rebuild"
 SWEEP = "virtvault.sweep"
+SUBMIT = "virtvault.submit"
+APPLY_POLICIES = "virtvault.apply_policies"
+POLICIES = "virtvault.policies"
+POLICY_VERSIONS = "virtvault.policy_versions"
+PREVIEW = "virtvault.preview"
+FLEET = "virtvault.fleet"
+RUNS = "virtvault.runs"
+SLOTS = "virtvault.slots"
+ALERTS = "virtvault.alerts"
+# What beat needs to go on after Redis was flushed: the policies and each entry's last slot.
+SCHEDULE_STATE = "virtvault.schedule_state"
+# Freshness, alerts, callbacks: looked at again and again, driven by beat.
+WATCH = "virtvault.watch"
 
 # -- Redis keys: the live view, rebuilt by workers after a flush ----------------------------------
 # Hash: hypervisor → when it was last heard of.
@@ -57,11 +74,27 @@ OPEN_RUNS_KEY = "virtvault:runs:open"
 PROGRESS_STREAM = "virtvault:progress"
 # Bounded stream of what QEMU and libvirt said, over the whole fleet; see virtvault.events.
 EVENTS_STREAM = "virtvault:events"
+# Bounded stream: ends of runs, over the whole fleet; see Client.ends.
+ENDS_STREAM = "virtvault:ends"
+# Bounded stream: a hypervisor's inventory has changed (`host`).
+INVENTORY_STREAM = "virtvault:inventory"
+# The policies in force, JSON of models.PolicyVersion without its text; beat reads them here.
+POLICIES_KEY = "virtvault:policies"
+# Beat's own keys lie below this prefix (beat/state.py).
+BEAT_PREFIX = "virtvault:beat:"
 
 
 def host_key(host: str) -> str:
-    """What a hypervisor last said of itself; expires with its heartbeat."""
+    """JSON ``{host, seen, at}``: a hypervisor's sign of life; expires with its heartbeat.
+
+    ``at`` is that of the inventory that holds.
+    """
     return f"virtvault:host:{host}"
+
+
+def inventory_key(host: str) -> str:
+    """JSON of :class:`virtvault.models.Inventory`: stays when the hypervisor is gone."""
+    return f"virtvault:inventory:{host}"
 
 
 def run_key(task_id: str) -> str:

@@ -31,7 +31,10 @@ KEEP_FINISHED = 7 * 86400
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: task name, queue, request as sent, and its state ``queued|running|ended``."""
+    """One run: task name, queue, request as sent, and its state ``queued|running|ended``.
+
+    ``origin`` is the slot of a policy that it fills (see :mod:`beat.state`), empty for others.
+    """
 
     task_id: str
     task: str
@@ -40,6 +43,7 @@ class RunRecord:
     request: dict[str, Any]
     state: str = "queued"
     created: float = 0.0
+    origin: str = ""
 
     def write(self, client: redis.Redis) -> None:
         """Record it, open or ended."""
@@ -55,6 +59,7 @@ class RunRecord:
                     "request": json.dumps(self.request),
                     "state": self.state,
                     "created": self.created,
+                    "origin": self.origin,
                 },
             )
             if self.state == "ended":
@@ -80,6 +85,7 @@ class RunRecord:
             request=json.loads(text["request"]),
             state=text["state"],
             created=float(text["created"]),
+            origin=text.get("origin", ""),
         )
 
 

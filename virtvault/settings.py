@@ -15,7 +15,7 @@ from pathlib import Path
 
 from virtvault.errors import InvalidSettings
 
-__all__ = ["RepositorySettings", "SEARCH_PATH", "Settings", "find_file", "load"]
+__all__ = ["NotifySettings", "RepositorySettings", "SEARCH_PATH", "Settings", "find_file", "load"]
 
 DEFAULT_STATE_DIR = "/var/lib/virtvault"
 SEARCH_PATH = (
@@ -32,6 +32,28 @@ class RepositorySettings:
     name: str
     path: str
     type: str = "directory"
+
+
+@dataclass(frozen=True)
+class NotifySettings:
+    """``[notify]``: who is told of failures and missed RPOs, and of recoveries. Central alone.
+
+    ``webhooks`` are URLs that get a JSON document by POST, signed (HMAC-SHA256) with the secret
+    in ``webhook_secret_file`` where there is one. E-mail goes to ``email_to`` through ``smtp``
+    (``host:port``); the password is in a file. ``repeat`` seconds after the first notice an alert
+    that lasts is told again, 0: never. ``email_wait`` seconds are collected into one e-mail.
+    """
+
+    webhooks: tuple[str, ...] = ()
+    webhook_secret_file: str = ""
+    email_to: tuple[str, ...] = ()
+    email_from: str = ""
+    smtp: str = "localhost:25"
+    smtp_starttls: bool = False
+    smtp_user: str = ""
+    smtp_password_file: str = ""
+    repeat: int = 86_400
+    email_wait: int = 60
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,19 @@ class Settings:
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
 
+    # -- the central tier --------------------------------------------------------------------
+    # Seconds between two looks of beat at what is due.
+    beat_interval: float = 1.0
+    # Seconds without a sign of life of the beat that leads until another one does.
+    leader_seconds: int = 10
+    # Bearer tokens of the REST API (`virtvault token`), hashed. Empty: <state_dir>/tokens.json.
+    tokens_file: str = ""
+    # Beginnings of the URLs that a submission may name as its callback. Empty: none.
+    callback_urls: tuple[str, ...] = ()
+    # How long ends of runs and slots stay in the catalog, in days. Points stay while they exist.
+    history_days: int = 400
+    notify: NotifySettings = NotifySettings()
+
     @property
     def backend_url(self) -> str:
         """The result backend: as configured, or the broker's Redis."""
@@ -132,6 +167,11 @@ class Settings:
             path, _, query = self.broker_url.removeprefix("redis+socket://").partition("?")
             return f"unix://{path}?{query.replace('virtual_host', 'db') or 'db=0'}"
         return self.broker_url
+
+    @property
+    def tokens(self) -> Path:
+        """The file of the REST API's tokens."""
+        return Path(self.tokens_file or f"{self.state_dir}/tokens.json")
 
     @property
     def scratch(self) -> Path:

@@ -6,6 +6,14 @@ UTC ISO 8601 strings with a ``Z``, speeds are bytes per second.
 
 from __future__ import annotations
 
+from virtvault.models.fleet import (
+    Alert,
+    DomainStatus,
+    FleetStatus,
+    FleetTotals,
+    RunInfo,
+    SlotRecord,
+)
 from virtvault.models.live import (
     BitmapChanges,
     BitmapInfo,
@@ -15,8 +23,10 @@ from virtvault.models.live import (
     DomainInfo,
     Event,
     HostInfo,
+    Inventory,
     JobInfo,
     Progress,
+    RepositoryInfo,
 )
 from virtvault.models.points import (
     MANIFEST_OLDEST,
@@ -30,6 +40,18 @@ from virtvault.models.points import (
     SourceReport,
     Verdict,
 )
+from virtvault.models.policies import (
+    FullEvery,
+    Limits,
+    MatchedDomain,
+    PlannedRun,
+    Policy,
+    PolicyDocument,
+    PolicyVersion,
+    Preview,
+    Schedule,
+    Selector,
+)
 from virtvault.models.requests import (
     BackupRequest,
     BitmapRequest,
@@ -37,6 +59,7 @@ from virtvault.models.requests import (
     RestoreRequest,
     RetentionRules,
     ServeRequest,
+    Submission,
     VerifyRequest,
 )
 from virtvault.models.results import (
@@ -60,6 +83,7 @@ __all__ = [
     "ServeRequest",
     "RetentionRules",
     "PruneRequest",
+    "Submission",
     "BitmapRequest",
     "BackingImage",
     "PointDisk",
@@ -86,16 +110,35 @@ __all__ = [
     "BitmapInfo",
     "BitmapChanges",
     "HostInfo",
+    "RepositoryInfo",
     "DomainInfo",
+    "Inventory",
     "JobInfo",
     "CheckLine",
     "Event",
+    "Selector",
+    "Schedule",
+    "FullEvery",
+    "Limits",
+    "Policy",
+    "PolicyDocument",
+    "PolicyVersion",
+    "PlannedRun",
+    "MatchedDomain",
+    "Preview",
+    "RunInfo",
+    "SlotRecord",
+    "DomainStatus",
+    "FleetTotals",
+    "FleetStatus",
+    "Alert",
     "MANIFEST_VERSION",
     "MANIFEST_OLDEST",
     "SYNC_MODES",
     "FREEZE_MODES",
     "RESTORE_MODES",
     "RESTORE_FORMATS",
+    "KINDS",
     "WATCHER_CONNECTED",
     "WATCHER_DISCONNECTED",
     "WATCHER_MISSED",
@@ -105,6 +148,8 @@ SYNC_MODES = ("auto", "full", "incremental", "top", "none")
 FREEZE_MODES = ("auto", "always", "never")
 RESTORE_MODES = ("flatten", "chain", "instant")
 RESTORE_FORMATS = ("qcow2", "raw")
+# What a policy schedules for a domain.
+KINDS = ("backup", "verify", "boot_test", "prune")
 # What a watcher says of itself: Event.event beside QEMU's and libvirt's own words.
 WATCHER_CONNECTED = "WATCHER_CONNECTED"
 WATCHER_DISCONNECTED = "WATCHER_DISCONNECTED"

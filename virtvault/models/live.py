@@ -94,6 +94,21 @@ class BitmapChanges:
 
 
 @dataclass(frozen=True)
+class RepositoryInfo:
+    """One repository as a hypervisor sees it. ``why`` says why it cannot be used, else empty.
+
+    ``free`` and ``size`` in bytes, -1 where that is not known.
+    """
+
+    name: str
+    id: str = ""
+    type: str = "directory"
+    free: int = -1
+    size: int = -1
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class HostInfo:
     """What a hypervisor's worker last said of itself. ``alive``: within its heartbeat's time."""
 
@@ -104,17 +119,43 @@ class HostInfo:
     qemu: str = ""
     domains: int = 0
     repositories: tuple[str, ...] = ()
+    storage: tuple[RepositoryInfo, ...] = ()
 
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """One domain of a hypervisor. ``state`` is libvirt's word for it."""
+    """One domain of a hypervisor.
+
+    ``state`` is libvirt's word for it, or ``unreachable`` where its hypervisor is gone: it was
+    there last. ``targets`` are its disks, ``labels`` those of its libvirt metadata. ``transient``
+    domains are not defined: they are gone when they end.
+    """
 
     name: str
     uuid: str
     host: str
     state: str
     disks: int = 0
+    targets: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    transient: bool = False
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All that a hypervisor's worker says of it, at ``at``. ``trouble``: why libvirt does not say.
+
+    With trouble the domains are those that were known last. ``default`` is the repository that
+    is meant where none is named, empty where there is no such.
+    """
+
+    host: str
+    at: str
+    versions: dict[str, str]
+    repositories: tuple[RepositoryInfo, ...]
+    domains: tuple[DomainInfo, ...]
+    default: str = ""
+    trouble: str = ""
 
 
 @dataclass(frozen=True)

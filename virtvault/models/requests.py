@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class BackupRequest:
     guest agent where it answers, ``always`` fails without it, ``never`` leaves it alone.
     ``bitmap`` names a dirty bitmap of the user's: what it marks is copied too, and it is cleared
     once the point is durable. ``start_paused`` starts a domain that is shut off, takes the
-    instant before its first instruction, and lets it run.
+    instant before its first instruction, and lets it run. ``full_points`` and ``full_days`` make a
+    full of an incremental whose chain has so many points, or whose full is so many days old; 0:
+    never.
     """
 
     domain: str
@@ -27,6 +30,8 @@ class BackupRequest:
     freeze: str = "auto"
     bitmap: str = ""
     start_paused: bool = False
+    full_points: int = 0
+    full_days: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,16 @@ class RestoreRequest:
 class VerifyRequest:
     """Read points back and say whether each is what it was when it was committed.
 
-    ``points`` of one repository, oldest first or in any order. ``boot`` starts each as an isolated
+    ``points`` of one repository, oldest first or in any order; none, but a ``domain`` (uuid): the
+    newest that domain has there. ``boot`` starts each as an isolated
     transient domain and waits up to ``boot_seconds`` for a sign of life. ``against_source``
     compares samples of what the newest point did not copy with the live domain; ``samples`` of
     64 KiB per disk.
     """
 
-    points: tuple[str, ...]
+    points: tuple[str, ...] = ()
     repository: str = ""
+    domain: str = ""
     boot: bool = False
     boot_seconds: int = 180
     against_source: bool = False
@@ -125,6 +132,23 @@ class PruneRequest:
     points: tuple[str, ...] = ()
     dry_run: bool = False
     speed: int = 0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Long work as another service asks ``central`` for it: ``virtvault.submit``.
+
+    ``task`` is one of the long tasks (``virtvault.backup``), ``request`` its request. ``host``
+    empty means the one that fits: the domain's, or one that has the point's repository.
+    ``callback`` is a URL that is told when the task has ended, of those that the central tier's
+    settings allow. ``task_id`` empty means a new one; the same one again is the same task.
+    """
+
+    task: str
+    request: dict[str, Any]
+    host: str = ""
+    callback: str = ""
+    task_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from marshmallow import RAISE, ValidationError
 
 from virtvault.errors import InvalidRequest, InvalidSettings
-from virtvault.schemas import live, points, requests, results
+from virtvault.schemas import fleet, live, points, policies, requests, results
 from virtvault.schemas.base import Strict
 from virtvault.schemas.configuration import RepositorySettingsSchema, SettingsSchema
 from virtvault.settings import Settings
@@ -31,6 +31,8 @@ _SCHEMAS: dict[type[Any], Strict] = {
         requests.ServeRequestSchema,
         requests.PruneRequestSchema,
         requests.BitmapRequestSchema,
+        requests.RetentionRulesSchema,
+        requests.SubmissionSchema,
         points.PointSchema,
         points.PointStatusSchema,
         points.BootReportSchema,
@@ -51,6 +53,17 @@ _SCHEMAS: dict[type[Any], Strict] = {
         live.JobInfoSchema,
         live.CheckLineSchema,
         live.EventSchema,
+        live.InventorySchema,
+        live.RepositoryInfoSchema,
+        policies.PolicySchema,
+        policies.PolicyDocumentSchema,
+        policies.PolicyVersionSchema,
+        policies.PreviewSchema,
+        fleet.RunInfoSchema,
+        fleet.SlotRecordSchema,
+        fleet.DomainStatusSchema,
+        fleet.FleetStatusSchema,
+        fleet.AlertSchema,
     )
 }
 

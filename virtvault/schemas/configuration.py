@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from marshmallow import ValidationError, validate
+from marshmallow import ValidationError, validate, validates_schema
 from marshmallow import fields as f
 
 from virtvault.schemas.base import (
@@ -12,7 +13,8 @@ from virtvault.schemas.base import (
     Strict,
     text,
 )
-from virtvault.settings import RepositorySettings, Settings
+from virtvault.schemas.units import Duration
+from virtvault.settings import NotifySettings, RepositorySettings, Settings
 
 
 class RepositorySettingsSchema(Strict):
@@ -20,6 +22,27 @@ class RepositorySettingsSchema(Strict):
     name = text(validate=NAME)
     path = text(validate=validate.Regexp(r"^/", error="must be an absolute path"))
     type = f.String(validate=validate.OneOf(("directory",)))
+
+
+class NotifySettingsSchema(Strict):
+    model = NotifySettings
+    webhooks = f.List(
+        f.String(validate=validate.Regexp(r"^https?://", error="must be an http(s) URL"))
+    )
+    webhook_secret_file = f.String()
+    email_to = f.List(f.String(validate=validate.Email()))
+    email_from = f.String(validate=validate.Email())
+    smtp = f.String(validate=validate.Regexp(r"^[^:\s]+:\d+\Z", error="must be host:port"))
+    smtp_starttls = f.Boolean(truthy={True}, falsy={False})
+    smtp_user = f.String()
+    smtp_password_file = f.String()
+    repeat = Duration()
+    email_wait = Duration()
+
+    @validates_schema
+    def _sender(self, data: dict[str, Any], **_: Any) -> None:
+        if data.get("email_to") and not data.get("email_from"):
+            raise ValidationError("say whom e-mail comes from", "email_from")
 
 
 def _at_least(low: float) -> validate.Range:
@@ -77,3 +100,11 @@ class SettingsSchema(Strict):
     )
     flower_address = f.String()
     flower_port = f.Integer(validate=validate.Range(min=1, max=65535))
+    beat_interval = f.Float(validate=validate.Range(min=0.1, max=60))
+    leader_seconds = f.Integer(validate=_at_least(2))
+    tokens_file = f.String()
+    callback_urls = f.List(
+        f.String(validate=validate.Regexp(r"^https?://", error="must begin as an http(s) URL"))
+    )
+    history_days = f.Integer(validate=_at_least(1))
+    notify = f.Nested(NotifySettingsSchema)

@@ -38,6 +38,16 @@ class ProgressSchema(Strict):
     exports = f.Dict(keys=f.String(), values=f.String())
 
 
+class RepositoryInfoSchema(Strict):
+    model = models.RepositoryInfo
+    name = text()
+    id = f.String()
+    type = f.String()
+    free = f.Integer()
+    size = f.Integer()
+    why = f.String()
+
+
 class HostInfoSchema(Strict):
     model = models.HostInfo
     host = text()
@@ -47,6 +57,7 @@ class HostInfoSchema(Strict):
     qemu = f.String()
     domains = f.Integer()
     repositories = f.List(f.String())
+    storage = f.List(f.Nested(RepositoryInfoSchema))
 
 
 class DomainInfoSchema(Strict):
@@ -56,6 +67,20 @@ class DomainInfoSchema(Strict):
     host = text()
     state = text()
     disks = f.Integer()
+    targets = f.List(f.String())
+    labels = f.Dict(keys=f.String(), values=f.String())
+    transient = f.Boolean()
+
+
+class InventorySchema(Strict):
+    model = models.Inventory
+    host = text()
+    at = text(validate=MOMENT)
+    versions = f.Dict(keys=f.String(), values=f.String(), required=True)
+    repositories = f.List(f.Nested(RepositoryInfoSchema), required=True)
+    domains = f.List(f.Nested(DomainInfoSchema), required=True)
+    default = f.String()
+    trouble = f.String()
 
 
 class DiskInfoSchema(Strict):

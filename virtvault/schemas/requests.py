@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, validate, validates_schema
 from marshmallow import fields as f
 
-from virtvault import models
+from virtvault import models, queues
 from virtvault.schemas.base import (
     DOMAIN,
     NOT_NEGATIVE,
@@ -28,6 +28,8 @@ class BackupRequestSchema(Strict):
     freeze = f.String(validate=validate.OneOf(models.FREEZE_MODES))
     bitmap = f.String(validate=validate.Length(max=1023))
     start_paused = f.Boolean(truthy={True}, falsy={False})
+    full_points = f.Integer(strict=True, validate=NOT_NEGATIVE)
+    full_days = f.Integer(strict=True, validate=NOT_NEGATIVE)
 
     @validates_schema
     def _fits(self, data: dict[str, Any], **_: Any) -> None:
@@ -108,13 +110,19 @@ def _count() -> f.Integer:
 
 class VerifyRequestSchema(Strict):
     model = models.VerifyRequest
-    points = f.List(f.String(validate=POINT), required=True, validate=validate.Length(min=1))
+    points = f.List(f.String(validate=POINT))
     repository = f.String(validate=validate.Length(max=100))
+    domain = f.String(validate=validate.Regexp(r"^([0-9a-f-]{36})?\Z", error="must be a uuid"))
     boot = _flag()
     boot_seconds = f.Integer(strict=True, validate=validate.Range(min=1, max=3600))
     against_source = _flag()
     samples = f.Integer(strict=True, validate=validate.Range(min=1, max=1_000_000))
     speed = _count()
+
+    @validates_schema
+    def _says_which(self, data: dict[str, Any], **_: Any) -> None:
+        if bool(data.get("points")) == bool(data.get("domain")):
+            raise ValidationError("give points, or a domain whose newest is meant", "points")
 
 
 class ServeRequestSchema(Strict):
@@ -153,3 +161,20 @@ class PruneRequestSchema(Strict):
             models.RetentionRules()
         ):
             raise ValidationError("give at least one rule (such as last: 7), or points", "rules")
+
+
+# A task id becomes part of Redis keys and file names.
+TASK_ID = validate.Regexp(
+    r"^([A-Za-z0-9][A-Za-z0-9._-]{7,99})?\Z",
+    error="use 8 to 100 letters, digits, '.', '_', '-'",
+)
+CALLBACK = validate.Regexp(r"^(https?://[^\s]{1,1000})?\Z", error="must be an http(s) URL")
+
+
+class SubmissionSchema(Strict):
+    model = models.Submission
+    task = text(validate=validate.OneOf(queues.LONG_TASKS))
+    request = f.Dict(keys=f.String(), required=True)
+    host = f.String(validate=validate.Length(max=100))
+    callback = f.String(validate=CALLBACK)
+    task_id = f.String(validate=TASK_ID)

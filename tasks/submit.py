@@ -1,0 +1,15 @@
+"""``virtvault.submit``: long work that another service asks ``central`` for."""
+
+from __future__ import annotations
+
+import redis
+from celery import Celery
+
+from tasks.catalog import Catalog
+from virtvault.settings import Settings
+
+__all__ = ["register"]
+
+
+def register(app: Celery, catalog: Catalog, client: redis.Redis, settings: Settings) -> None:
+    """Add the task."""
