@@ -1,32 +1,42 @@
-"""Celery beat with our schedule."""
+"""Celery beat with our scheduler."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+import signal
+from types import FrameType
 
-from tasks.app import central_app
-from virtvault import queues
+from celery import beat
+from celery.apps.beat import Beat
+
+from beat.scheduler import PolicyScheduler
+from virtvault.celery_app import client_app
 from virtvault.settings import Settings
 
 __all__ = ["run"]
 
 
+class _Beat(Beat):  # type: ignore[misc]
+    def install_sync_handler(self, service: beat.Service) -> None:
+        """SIGTERM ends beat between two steps: what was claimed is published, too."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if service.scheduler.stopping:
+                raise SystemExit
+            service.scheduler.stopping = True
+            service.stop()
+
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, stop)
+
+
 def run(settings: Settings) -> None:
-    """Run beat in the foreground until it is told to stop."""
-    state = Path(settings.state_dir, "beat")
-    state.mkdir(parents=True, exist_ok=True)
-    app = central_app(settings)
-    app.conf.beat_schedule = {
-        "sweep": {
-            "task": queues.SWEEP,
-            "schedule": settings.sweep_seconds,
-            # A round that was not run in time is not worth two.
-            "options": {"queue": queues.CENTRAL, "expires": settings.sweep_seconds},
-        }
-    }
-    app.Beat(
-        schedule=str(state / "schedule"),
-        max_interval=settings.sweep_seconds,
+    """Run beat in the foreground until it is told to stop. Several may run: one leads."""
+    app = client_app(settings, shown=False)
+    _Beat(
+        app=app,
+        scheduler_cls=functools.partial(PolicyScheduler, settings=settings),
+        max_interval=settings.beat_interval,
         loglevel="INFO",
         quiet=True,
     ).run()

@@ -7,6 +7,7 @@ from typing import Any
 import redis
 from celery import Celery
 
+from tasks import ends
 from tasks.catalog import Catalog
 from tasks.sweep import sweep
 from virtvault import queues, schemas
@@ -23,25 +24,27 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
     def record(payload: dict[str, Any]) -> str:
         """Idempotent; its SUCCESS lets the hypervisor drop the entry from its spool."""
         catalog.record(payload)
+        if "run" in payload and (run := catalog.run(payload["run"]["task_id"])):
+            ends.tell(client, run)
         return "recorded"
 
-    @app.task(name=queues.POINTS, send_events=False)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.POINTS, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def points(domain: str = "") -> list[dict[str, Any]]:
         return catalog.points(domain)
 
-    @app.task(name=queues.SHOW, send_events=False)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.SHOW, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def show(point: str) -> dict[str, Any] | None:
         return catalog.show(point)
 
-    @app.task(name=queues.STATUSES, send_events=False)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.STATUSES, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def statuses(domain: str = "") -> list[dict[str, Any]]:
         return catalog.statuses(domain)
 
-    @app.task(name=queues.FATE, send_events=False)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.FATE, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def fate(point: str) -> dict[str, Any]:
         return catalog.fate(point)
 
-    @app.task(name=queues.KNOWN, send_events=False)  # type: ignore[untyped-decorator]
+    @app.task(name=queues.KNOWN, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def known() -> dict[str, dict[str, list[str]]]:
         return catalog.known()
 

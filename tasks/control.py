@@ -12,8 +12,9 @@ from tasks.spool import Spool
 from virtvault import queues, schemas
 from virtvault.errors import VirtvaultError
 from virtvault.models import BitmapRequest
-from workers import bitmaps, job_control, job_listing, questions, stored
+from workers import bitmaps, job_control, job_listing, labels, questions, stored
 from workers.engine import Engine, now
+from workers.inventory import BOOT_TESTS
 
 __all__ = ["register"]
 
@@ -24,7 +25,13 @@ def register(app: Celery, engine: Engine, spool: Spool) -> None:
     """Add the control tasks: answered from live state alone, and no events for Flower's list."""
 
     def domains() -> list[Plain]:
-        return [schemas.dump(d) for d in engine.hypervisor.domains()]
+        found = engine.hypervisor.domains()
+        return [schemas.dump(d) for d in found if not d.name.startswith(BOOT_TESTS)]
+
+    def label(uuid: str, changes: dict[str, str]) -> Plain:
+        """An empty value removes a label."""
+        labels.change(engine.hypervisor, uuid, changes)
+        return schemas.dump(engine.hypervisor.describe(uuid))
 
     def disks(domain: str) -> list[Plain]:
         return [schemas.dump(d) for d in questions.disks(engine, domain)]
@@ -87,6 +94,7 @@ def register(app: Celery, engine: Engine, spool: Spool) -> None:
     tasks: dict[str, Callable[..., Any]] = {
         queues.DOMAINS: domains,
         queues.DISKS: disks,
+        queues.LABEL: label,
         queues.JOBS: jobs,
         queues.CHECK: check,
         queues.FIND_POINT: find_point,

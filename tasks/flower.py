@@ -28,6 +28,7 @@ from celery import Celery, states
 from celery.events.state import Task
 
 from tasks import web
+from tasks.web import page
 from virtvault.errors import InvalidSettings, NotSupported
 from virtvault.settings import Settings
 
@@ -130,7 +131,8 @@ def run(app: Celery, settings: Settings) -> None:
     server = _module("flower.app").Flower(
         capp=app, options=options, **_module("flower.urls").settings
     )
-    server.add_handlers(".*", web.routes(settings))
+    server.add_handlers(".*", [*_closed(options), *web.routes(settings)])
+    page.link(server)
     try:
         port = server.start_http_server()
     except OSError as error:
@@ -188,6 +190,15 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def _closed(options: Any) -> list[Any]:
+    """What stands before those routes of Flower's that must not be reached from elsewhere."""
+    if _is_loopback(options.address):
+        return []
+    prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
+    routes: list[Any] = _module("tasks.web.closed").routes(prefix)
+    return routes
 
 
 def _mode(options: Any) -> str:

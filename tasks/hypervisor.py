@@ -5,7 +5,6 @@ Imported by these roles alone: beat, central and Flower run where there is no li
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from dataclasses import replace
@@ -16,28 +15,25 @@ from celery import Celery, signals
 
 from tasks import control, events, revocation, work
 from tasks.app import consume, control_app, hypervisor_app
+from tasks.inventory import HEARTBEAT, Teller
 from tasks.spool import Spool
-from virtvault import queues, runs, schemas
-from virtvault.errors import VirtvaultError
-from virtvault.models import DomainInfo
+from virtvault import queues, runs
 from virtvault.settings import Settings
 from workers import recovery
-from workers.engine import Engine, now
+from workers.engine import Engine
 from workers.journal import Run
 
 __all__ = ["run_control", "run_worker"]
 
 log = logging.getLogger(__name__)
 
-# Seconds between two signs of life of a hypervisor; three missed and it counts as gone.
-HEARTBEAT = 5
-
 
 def run_worker(given: Settings) -> None:
     """A hypervisor's long work."""
     app, engine, client = hypervisor_app(given), Engine.of(given), runs.connect(given)
     stopping = threading.Event()
-    spool = Spool(app, given.state_dir)
+    spool = Spool(app, given.state_dir, client)
+    teller = Teller(given, client, spool, stopping)
     work.register(app, engine, client, spool, stopping)
     revocation.obey(app, engine, client)
 
@@ -48,9 +44,10 @@ def run_worker(given: Settings) -> None:
 
     @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def ready(**_: Any) -> None:
+        teller.start()
         threading.Thread(
             target=_keep_house,
-            args=(app, engine, client, spool, stopping),
+            args=(app, engine, client, spool, teller, stopping),
             name="housekeeping",
             daemon=True,
         ).start()
@@ -64,27 +61,33 @@ def run_control(given: Settings) -> None:
     given = replace(given, qmp_timeout=min(given.qmp_timeout, given.control_timeout / 3))
     app, engine = control_app(given), Engine.of(given)
     # The worker's spool: what is not delivered from here is delivered by its housekeeping.
-    control.register(app, engine, Spool(app, given.state_dir))
-    revocation.obey(app, engine, runs.connect(given))
+    client = runs.connect(given)
+    control.register(app, engine, Spool(app, given.state_dir, client))
+    revocation.obey(app, engine, client)
     # Here, not in the worker: events are heard while that one is stopped or being upgraded.
     events.watch(given)
     consume(app, "control", given)
 
 
 def _keep_house(
-    app: Celery, engine: Engine, client: redis.Redis, spool: Spool, stopping: threading.Event
+    app: Celery,
+    engine: Engine,
+    client: redis.Redis,
+    spool: Spool,
+    teller: Teller,
+    stopping: threading.Event,
 ) -> None:
-    """Take up what an earlier worker left, then tell and deliver until the end."""
+    """Take up what an earlier worker left, then tidy and deliver until the end."""
     pending = engine.journal.all()
     rounds = 0
     while not stopping.is_set():
         try:
             pending = [run for run in pending if not _taken_up(app, client, run)]
-            _tell(engine, client)
+            teller.record()
             spool.deliver()
             if rounds % 6 == 0:
                 recovery.tidy(engine)
-        except Exception:  # must outlive anything: without it the host would seem gone
+        except Exception:  # must outlive anything: without it nothing is delivered
             log.exception("housekeeping stumbled; next round in %d s", HEARTBEAT)
         rounds += 1
         stopping.wait(HEARTBEAT)
@@ -105,26 +108,3 @@ def _taken_up(app: Celery, client: redis.Redis, run: Run) -> bool:
         return False
     log.info("run %s (%s of %s) is taken up again", run.task_id, run.kind, run.domain)
     return True
-
-
-def _tell(engine: Engine, client: redis.Redis) -> None:
-    """Say that this hypervisor is alive, what it has, and where it can store."""
-    given = engine.settings
-    domains: list[DomainInfo] = []
-    versions: dict[str, str] = {}
-    try:
-        domains, versions = engine.hypervisor.domains(), engine.hypervisor.versions()
-    except VirtvaultError as error:
-        log.warning("%s", error)
-    said = {
-        "host": given.host,
-        "seen": now(),
-        "versions": versions,
-        "repositories": sorted(given.repositories),
-        "domains": [schemas.dump(d) for d in domains],
-    }
-    try:
-        client.set(queues.host_key(given.host), json.dumps(said), ex=HEARTBEAT * 3)
-        client.hset(queues.HOSTS_KEY, given.host, now())
-    except redis.RedisError as error:
-        log.info("Redis is away: %s", error)

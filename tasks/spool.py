@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import redis
 from celery import Celery
 
 from virtvault import queues, schemas
-from virtvault.errors import VirtvaultError
-from virtvault.models import Point, PointStatus
+from virtvault.errors import Cancelled, VirtvaultError
+from virtvault.models import Inventory, Point, PointStatus
 from workers.engine import now
 from workers.journal import durable_write
 
@@ -27,13 +28,16 @@ log = logging.getLogger(__name__)
 
 # Seconds after which an entry without an answer is sent again.
 AGAIN = 10.0
+# Messages waiting for central from which on no more are sent: it is away, or far behind.
+CROWDED = 1000
 
 
 class Spool:
     """``<state_dir>/spool/<task id>.json``."""
 
-    def __init__(self, app: Celery, state_dir: str) -> None:
+    def __init__(self, app: Celery, state_dir: str, client: redis.Redis | None = None) -> None:
         self._app = app
+        self._client = client
         self._directory = Path(state_dir, "spool")
         self._sent: dict[str, float] = {}
 
@@ -51,6 +55,15 @@ class Spool:
         payload = {"repository_id": repository_id, "points": points, "at": now()}
         self._add(f"record-removed-{now()}", {"removed": payload})
 
+    def inventory(self, inventory: Inventory) -> None:
+        """What this hypervisor has; takes the place of one that was not recorded yet."""
+        before = set(self._directory.glob("record-inventory-*.json"))
+        plain = {"inventory": schemas.dump(inventory)}
+        self._add(f"record-inventory-{inventory.host}-{inventory.at}", plain)
+        for path in before:
+            if inventory.at not in path.name:
+                path.unlink(missing_ok=True)
+
     def run(
         self,
         task_id: str,
@@ -59,8 +72,9 @@ class Spool:
         host: str,
         started: str,
         error: VirtvaultError | None,
+        facts: dict[str, Any],
     ) -> None:
-        """A run ended."""
+        """A run ended; ``facts`` are those of :func:`tasks.facts.facts`."""
         run = {
             "task_id": task_id,
             "task": task,
@@ -68,9 +82,10 @@ class Spool:
             "host": host,
             "started": started,
             "finished": now(),
-            "state": "complete" if error is None else "failed",
+            "state": _state(error),
             "error": "" if error is None else error.message,
             "mend": "" if error is None else error.mend,
+            **facts,
         }
         self._add(f"record-run-{task_id}", {"run": run})
 
@@ -101,7 +116,17 @@ class Spool:
             log.info("%s is not delivered yet: %s", task_id, error)
 
     def _send(self, task_id: str, payload: dict[str, Any]) -> None:
+        # With central away each round would add another copy of all there is.
+        waiting: Any = self._client.llen(queues.CENTRAL) if self._client else 0
+        if waiting >= CROWDED:
+            return
         self._app.send_task(
             queues.RECORD, args=[payload], task_id=task_id, queue=queues.CENTRAL, retry=False
         )
         self._sent[task_id] = time.monotonic()
+
+
+def _state(error: VirtvaultError | None) -> str:
+    if error is None:
+        return "complete"
+    return "cancelled" if isinstance(error, Cancelled) else "failed"

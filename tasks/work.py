@@ -17,6 +17,7 @@ from celery import Celery, states
 from celery.exceptions import Ignore
 
 from tasks import revocation
+from tasks.facts import facts
 from tasks.progress import Running
 from tasks.spool import Spool
 from virtvault import queues, schemas
@@ -144,6 +145,11 @@ def _add(
             with contextlib.suppress(redis.RedisError):  # shown later, or never: not worth a backup
                 self.update_state(state=states.STARTED, meta={"hostname": self.request.hostname})
         started = now()
+
+        def ended(error: VirtvaultError | None, result: dict[str, Any] | None = None) -> None:
+            known = facts(engine.journal.read(task_id), result)
+            spool.run(task_id, name, request, settings.host, started, error, known)
+
         with Running(app, client, settings, record) as running:
             ties = Ties(task_id, running.report, stopping.is_set)
             try:
@@ -154,7 +160,7 @@ def _add(
             except Cancelled as error:
                 log.info("task %s: cancelled", task_id)
                 engine.journal.wishes(task_id).unlink(missing_ok=True)
-                spool.run(task_id, name, request, settings.host, started, error)
+                ended(error)
                 revocation.conclude(app, task_id, error, settings.host, self.request)
                 raise Ignore from None
             except Detached:
@@ -164,7 +170,7 @@ def _add(
                 log.info("task %s: another delivery is at work on it", task_id)
                 raise Ignore from None
             except VirtvaultError as error:
-                spool.run(task_id, name, request, settings.host, started, error)
+                ended(error)
                 raise
             except Exception as error:
                 log.exception("task %s: a bug", task_id)
@@ -172,9 +178,9 @@ def _add(
                     f"Internal error: {type(error).__name__}: {error}.",
                     f"This is a bug; the worker's log on {settings.host} has the trace.",
                 )
-                spool.run(task_id, name, request, settings.host, started, wrapped)
+                ended(wrapped)
                 raise wrapped from error
-            spool.run(task_id, name, request, settings.host, started, None)
+            ended(None, result)
             return result
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from virtvault import events, queues, runs, schemas
-from virtvault.errors import UnknownRepository, UnknownTask
-from virtvault.fleet import Fleet
+from virtvault.errors import UnknownTask
 from virtvault.handle import READY, RESULTS, Handle
 from virtvault.models import (
-    BackupRequest,
     BitmapChanges,
     BitmapInfo,
     BitmapRequest,
@@ -25,19 +24,17 @@ from virtvault.models import (
     DiskInfo,
     Event,
     JobInfo,
-    Point,
-    PruneRequest,
-    RestoreRequest,
     RetentionRules,
-    ServeRequest,
-    VerifyRequest,
+    RunInfo,
+    Submission,
 )
+from virtvault.routing import Routing
 from virtvault.runs import RunRecord
 
 __all__ = ["Client", "Handle"]
 
 
-class Client(Fleet):
+class Client(Routing):
     """Enqueues work and asks questions. Holds no libvirt and no database; safe to keep open."""
 
     # -- long work ----------------------------------------------------------------------------
@@ -61,8 +58,8 @@ class Client(Fleet):
         :raises BadInput: unknown domain or repository, or a field that is wrong.
         :raises NotReachable: Redis does not answer.
         """
-        request = schemas.load(
-            BackupRequest,
+        return self._enqueue(
+            queues.BACKUP,
             {
                 "domain": domain,
                 "repository": repository,
@@ -74,15 +71,6 @@ class Client(Fleet):
                 "start_paused": start_paused,
             },
         )
-        found = self.find_domain(domain)
-        host = self._host(found.host)
-        if repository and repository not in host["repositories"]:
-            raise UnknownRepository(
-                f"Hypervisor {found.host} has no repository {repository!r}.",
-                f"It has {', '.join(host['repositories']) or 'none'}.",
-            )
-        payload = {**schemas.dump(request), "domain": found.uuid}
-        return self._submit(queues.BACKUP, found.host, payload)
 
     def restore(
         self,
@@ -108,8 +96,8 @@ class Client(Fleet):
         :raises BadInput: unknown point, or a field that is wrong.
         :raises NotReachable: Redis does not answer.
         """
-        request = schemas.load(
-            RestoreRequest,
+        return self._enqueue(
+            queues.RESTORE,
             {
                 "point": point,
                 "to": to,
@@ -124,12 +112,8 @@ class Client(Fleet):
                 "devices": dict(devices or {}),
                 "force": force,
             },
+            host,
         )
-        known = self.show(point)
-        if in_place:
-            # Where the domain is now: it may have been migrated since the point.
-            host = host or self.find_domain(known.uuid).host
-        return self._work_on(queues.RESTORE, request, known, host, repository)
 
     def verify(
         self,
@@ -148,8 +132,8 @@ class Client(Fleet):
         :raises BadInput: unknown point, or a field that is wrong.
         :raises NotReachable: Redis does not answer.
         """
-        request = schemas.load(
-            VerifyRequest,
+        return self._enqueue(
+            queues.VERIFY,
             {
                 "points": list(points),
                 "repository": repository,
@@ -159,11 +143,8 @@ class Client(Fleet):
                 "samples": samples,
                 "speed": speed,
             },
+            host,
         )
-        known = self.show(request.points[0])
-        if against_source:
-            host = host or self.find_domain(known.uuid).host
-        return self._work_on(queues.VERIFY, request, known, host, repository)
 
     def serve(
         self,
@@ -180,8 +161,8 @@ class Client(Fleet):
         :raises BadInput: unknown point, or a field that is wrong.
         :raises NotReachable: Redis does not answer.
         """
-        request = schemas.load(
-            ServeRequest,
+        return self._enqueue(
+            queues.SERVE,
             {
                 "point": point,
                 "repository": repository,
@@ -189,8 +170,8 @@ class Client(Fleet):
                 "seconds": seconds,
                 "force": force,
             },
+            host,
         )
-        return self._work_on(queues.SERVE, request, self.show(point), host, repository)
 
     def prune(
         self,
@@ -210,8 +191,8 @@ class Client(Fleet):
         :raises BadInput: a field is wrong, or several repositories could be meant.
         :raises NotReachable: Redis or that hypervisor does not answer.
         """
-        request = schemas.load(
-            PruneRequest,
+        return self._enqueue(
+            queues.PRUNE,
             {
                 "repository": repository,
                 "domain": self.find_uuid(domain) if domain else "",
@@ -220,12 +201,30 @@ class Client(Fleet):
                 "dry_run": dry_run,
                 "speed": speed,
             },
+            host,
         )
-        if points and not (host and repository):
-            host, repository = self._reader(self.show(points[0]), host, repository)
-        host, repository = self._keeper(host, repository, request.domain)
-        payload = {**schemas.dump(request), "repository": repository}
-        return self._submit(queues.PRUNE, host, payload)
+
+    def submit(self, submission: Submission) -> Handle:
+        """Have ``central`` enqueue long work, told to it as a document: for other services.
+
+        With a ``task_id`` of the caller's own it may be submitted again and again, as after a
+        :class:`NotReachable`: it stays one task.
+
+        :raises BadInput: a field is wrong, the callback is not allowed, or that ``task_id`` was
+            given to another request.
+        :raises NotReachable: Redis, central or the hypervisor does not answer. Unknown is then
+            whether it was enqueued: submit it again under the same ``task_id``.
+        """
+        wanted = replace(submission, task_id=submission.task_id or str(uuid4()))
+        answer = self._question(queues.CENTRAL, queues.SUBMIT, schemas.dump(wanted))
+        with runs.reachable():
+            run = RunRecord.read(self.redis, answer["task_id"])
+        return Handle(self, answer["task_id"], answer["task"], answer["host"], run)
+
+    def run(self, task_id: str) -> RunInfo | None:
+        """How a task ended, from the catalog: also when its result is kept no more."""
+        answer = self._question(queues.CENTRAL, queues.RUN, task_id)
+        return schemas.load(RunInfo, answer) if answer else None
 
     def handle(self, task_id: str) -> Handle:
         """The handle of a task that was enqueued before.
@@ -372,11 +371,9 @@ class Client(Fleet):
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _work_on(self, task: str, request: Any, known: Point, host: str, repository: str) -> Handle:
-        """Enqueue work on a stored point, where it was made unless told otherwise."""
-        host, repository = self._reader(known, host, repository)
-        payload = {**schemas.dump(request), "repository": repository}
-        return self._submit(task, host, payload)
+    def _enqueue(self, task: str, plain: Mapping[str, Any], host: str = "") -> Handle:
+        host, request = self.route(task, plain, host)
+        return self._submit(task, host, schemas.dump(request))
 
     def _submit(self, task: str, host: str, payload: dict[str, Any]) -> Handle:
         run = self._publish(task, host, payload)

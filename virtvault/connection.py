@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, Self
 
 from virtvault import queues, runs, schemas
 from virtvault.celery_app import client_app
-from virtvault.errors import NotReachable, UnknownDomain
-from virtvault.handle import value
+from virtvault.errors import NotReachable
+from virtvault.handle import READY, value
+from virtvault.inventory import Inventories, Said
 from virtvault.models import DomainInfo, HostInfo
 from virtvault.runs import RunRecord
 from virtvault.settings import Settings, load
+from virtvault.whereabouts import Place, locate, of_two_minds
 
 __all__ = ["Connection"]
+
+# Hypervisors that are asked for a domain that none has told of: a question to each is nothing for
+# a few, and no way to answer a misspelt name in a fleet.
+ASKED = 16
 
 
 class Connection:
@@ -27,6 +33,7 @@ class Connection:
         self.app = client_app(self.settings)
         self._questions = client_app(self.settings, shown=False)
         self.redis = runs.connect(self.settings)
+        self.inventories = Inventories(self.redis)
 
     def __enter__(self) -> Self:
         return self
@@ -43,59 +50,55 @@ class Connection:
             app.close()
 
     def hosts(self) -> list[HostInfo]:
-        """All hypervisors heard of, the silent ones too."""
-        with runs.reachable():
-            seen: Any = self.redis.hgetall(queues.HOSTS_KEY)
-        found = []
-        for host, when in sorted((h.decode(), w.decode()) for h, w in seen.items()):
-            said = self._said(host)
-            found.append(
-                HostInfo(
-                    host=host,
-                    alive=said is not None,
-                    seen=when,
-                    libvirt=said["versions"].get("libvirt", "") if said else "",
-                    qemu=said["versions"].get("qemu", "") if said else "",
-                    domains=len(said["domains"]) if said else 0,
-                    repositories=tuple(said["repositories"]) if said else (),
-                )
-            )
-        return found
+        """All hypervisors heard of, the gone ones too, with what they said last."""
+        return [said.info() for said in self.inventories.look().values()]
 
     def domains(self, host: str = "") -> list[DomainInfo]:
-        """The domains of one or all living hypervisors, asked just now."""
-        found = []
-        for name in [host] if host else self._living():
-            found += [schemas.load(DomainInfo, item) for item in self._ask(name, queues.DOMAINS)]
-        return found
+        """The domains of all hypervisors as these told last, which they do as it changes.
+
+        Those of a hypervisor that is gone are ``unreachable``, of one whose libvirt does not answer
+        ``unknown``.
+
+        :param host: of that one alone; where it lives it is asked just now.
+        :raises NotReachable: no hypervisor was ever heard of, or this one does not answer.
+        """
+        if not host:
+            seen = self.inventories.look()
+            if not seen:
+                raise _nobody()
+            return [domain for said in seen.values() for domain in said.domains()]
+        found = self.inventories.one(host)
+        if found is None:
+            raise _never(host)
+        return self._domains_now([host]) if found.alive else found.domains()
 
     def find_domain(self, domain: str) -> DomainInfo:
-        """The domain meant by a name, a uuid or ``host/name``, and its hypervisor.
+        """The domain meant by a name, a uuid or ``host/name``, and the hypervisor it is on.
 
-        :raises UnknownDomain: none, or several hypervisors have it.
+        That is where it runs, else where it ran last.
+
+        :raises UnknownDomain: there is none, or it cannot be told which is meant.
+        :raises DomainBusy: it is just being migrated.
+        :raises NotReachable: its hypervisor is gone.
         """
         host, _, name = domain.rpartition("/")
-        wanted = host or ""
-
-        def matching(items: list[DomainInfo]) -> list[DomainInfo]:
-            return [d for d in items if name in (d.name, d.uuid) and wanted in ("", d.host)]
-
-        known = []
-        for living in self._living():
-            said = self._said(living)
-            known += [schemas.load(DomainInfo, d) for d in (said or {"domains": []})["domains"]]
-        # One that was defined within the last heartbeat is found by asking.
-        found = matching(known) or matching(self.domains(wanted))
-        if len(found) > 1:
-            raise UnknownDomain(
-                f"Domain {domain!r} is on {len(found)} hypervisors.",
-                f"Name one: {', '.join(f'{d.host}/{d.name}' for d in found)}.",
-            )
-        if not found:
-            raise UnknownDomain(
-                f"No hypervisor has a domain {domain!r}.", "`virtvault domains` lists them."
-            )
-        return found[0]
+        seen = {at: said for at, said in self.inventories.look().items() if host in ("", at)}
+        if not seen:
+            raise _never(host) if host else _nobody()
+        places = [_place(said, d) for said in seen.values() for d in said.called(name)]
+        living = [at for at, said in seen.items() if said.alive]
+        if not places and not living:
+            raise _gone(seen[host]) if host else _nobody()
+        if of_two_minds(places):
+            asked = sorted({place.host for place in places if place.runs})
+        else:
+            # One that was defined just now is found by asking.
+            asked = living[:ASKED] if not places else []
+        if asked:
+            now = [d for d in self._domains_now(asked) if name in (d.name, d.uuid)]
+            places = [place for place in places if place.host not in asked]
+            places += [Place(d, seen[d.host].seen) for d in now]
+        return locate(domain, places)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -106,32 +109,33 @@ class Connection:
         return run
 
     def _living(self) -> list[str]:
-        living = [info.host for info in self.hosts() if info.alive]
+        living = [host for host, said in self.inventories.look().items() if said.alive]
         if not living:
-            raise NotReachable(
-                "No hypervisor's worker is alive.",
-                "Start one: `virtvault up` on a single hypervisor, `virtvault worker` in a fleet.",
-            )
+            raise _nobody()
         return living
 
-    def _said(self, host: str) -> dict[str, Any] | None:
-        with runs.reachable():
-            text: Any = self.redis.get(queues.host_key(host))
-        said: dict[str, Any] | None = json.loads(text) if text else None
-        return said
+    def _said(self, host: str) -> HostInfo | None:
+        """What a living hypervisor last said, None of one that is gone."""
+        found = self.inventories.one(host)
+        return found.info() if found is not None and found.alive else None
 
-    def _host(self, host: str) -> dict[str, Any]:
+    def _host(self, host: str) -> HostInfo:
         """What a living hypervisor last said.
 
         :raises NotReachable: it is silent; work sent to it would lie in its queue unseen.
         """
-        said = self._said(host)
-        if said is None:
-            raise NotReachable(
-                f"The worker of hypervisor {host!r} is not heard of.",
-                "`virtvault hosts` shows which are; start `virtvault worker` there.",
-            )
-        return said
+        found = self.inventories.one(host)
+        if found is None:
+            raise _never(host)
+        if not found.alive:
+            raise _gone(found)
+        return found.info()
+
+    def _domains_now(self, hosts: Sequence[str]) -> list[DomainInfo]:
+        """The domains of living hypervisors, asked just now and all at once."""
+        queries = [queues.control_queue(host) for host in hosts]
+        answers = self._questions_to(queries, queues.DOMAINS)
+        return [schemas.load(DomainInfo, item) for answer in answers for item in answer]
 
     def _ask(self, host: str, task: str, *arguments: Any, **named: Any) -> Any:
         self._host(host)
@@ -142,20 +146,71 @@ class Connection:
 
         :raises NotReachable: none came in time; the question expires with our patience.
         """
+        return self._questions_to([queue], task, *arguments, **named)[0]
+
+    def _questions_to(
+        self, to: Sequence[str], task: str, *arguments: Any, **named: Any
+    ) -> list[Any]:
+        """Send the same question to several queues; their answers in that order.
+
+        :raises NotReachable: one did not come in time; the questions expire with our patience.
+        """
         seconds = self.settings.control_timeout
+        backend = self._questions.backend
         with runs.reachable():
-            sent = self._questions.send_task(
-                task, args=list(arguments), kwargs=named, queue=queue, expires=seconds
-            )
+            sent = [
+                self._questions.send_task(
+                    task, args=list(arguments), kwargs=named, queue=queue, expires=seconds
+                )
+                for queue in to
+            ]
+            metas: dict[str, Any] = {}
             until, pause = time.monotonic() + seconds, 0.01
-            while time.monotonic() < until:
-                meta = self._questions.backend.get_task_meta(sent.id, cache=False)
-                if meta["status"] in ("SUCCESS", "FAILURE", "REVOKED"):
-                    self._questions.backend.forget(sent.id)
-                    return value(meta)
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.2)
-        raise NotReachable(
-            f"No answer from queue {queue} within {seconds} s.",
-            "See whether its worker runs: `virtvault hosts`; in a fleet, `virtvault central` too.",
-        )
+            while len(metas) < len(sent) and time.monotonic() < until:
+                for one in sent:
+                    if one.id not in metas:
+                        meta = backend.get_task_meta(one.id, cache=False)
+                        if meta["status"] in READY:
+                            backend.forget(one.id)
+                            metas[one.id] = meta
+                if len(metas) < len(sent):
+                    time.sleep(pause)
+                    pause = min(pause * 1.5, 0.2)
+        silent = [queue for queue, one in zip(to, sent, strict=True) if one.id not in metas]
+        if silent:
+            raise NotReachable(
+                f"No answer from queue {', '.join(silent)} within {seconds} s.",
+                "See whether its worker runs: `virtvault hosts`; in a fleet, `virtvault central` "
+                "too.",
+            )
+        return [value(metas[one.id]) for one in sent]
+
+
+def _place(said: Said, domain: DomainInfo) -> Place:
+    why = f"{_silence(said)} It was {domain.state} there then." if not said.alive else ""
+    return Place(domain, said.seen, said.alive, said.certain, why)
+
+
+def _silence(said: Said) -> str:
+    return f"The worker of hypervisor {said.host!r} was last heard of on {said.seen}."
+
+
+def _gone(said: Said) -> NotReachable:
+    return NotReachable(
+        _silence(said),
+        f"Start `virtvault worker` on {said.host}; `virtvault hosts` shows which live.",
+    )
+
+
+def _never(host: str) -> NotReachable:
+    return NotReachable(
+        f"The worker of hypervisor {host!r} is not heard of.",
+        "`virtvault hosts` shows which are; start `virtvault worker` there.",
+    )
+
+
+def _nobody() -> NotReachable:
+    return NotReachable(
+        "No hypervisor's worker is alive.",
+        "Start one: `virtvault up` on a single hypervisor, `virtvault worker` in a fleet.",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,22 +11,14 @@ from typing import Any
 import redis
 
 from virtvault import queues, runs, schemas
-from virtvault.errors import InvalidRequest, NotReachable
+from virtvault.errors import InvalidRequest
 from virtvault.models import Event
+from virtvault.streams import BATCH, START, Entry
+from virtvault.streams import follow as follow_stream
 
 __all__ = ["read"]
 
 log = logging.getLogger(__name__)
-
-# Entries read at a time.
-BATCH = 1000
-# Milliseconds one read waits for something new; below the time limit of the connection.
-WAIT_MS = 2000
-# Seconds between two tries while Redis is away.
-AGAIN = 1.0
-START = b"0-0"
-
-Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 def read(
@@ -102,35 +93,10 @@ def _past(client: redis.Redis, wanted: _Wanted, last: int) -> tuple[bytes, list[
 
 def _coming(client: redis.Redis, wanted: _Wanted, position: bytes) -> Iterator[Event]:
     """Events after ``position`` as they come, through restarts and flushes of Redis."""
-    away = False
-    while True:
-        try:
-            with runs.reachable():
-                answer: Any = client.xread({queues.EVENTS_STREAM: position}, BATCH, WAIT_MS)
-                if not answer and _begun_anew(client, position):
-                    position = START
-        except NotReachable as error:
-            if not away:
-                log.warning("%s Events go on when it is back.", error.message)
-            away = True
-            time.sleep(AGAIN)
-            continue
-        away = False
-        for _, entries in answer:
-            position = entries[-1][0]
-            for event in _events(entries):
-                wanted.learn(event)
-                yield event
-
-
-def _begun_anew(client: redis.Redis, position: bytes) -> bool:
-    """Whether Redis was flushed and its clock stands before ``position``: ids hold the time."""
-    newest: Any = client.xrevrange(queues.EVENTS_STREAM, count=1)
-    return not newest or _order(newest[0][0]) < _order(position)
-
-
-def _order(entry_id: bytes) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split(b"-")))
+    for entries in follow_stream(client, queues.EVENTS_STREAM, position):
+        for event in _events(entries):
+            wanted.learn(event)
+            yield event
 
 
 def _events(entries: Iterable[Entry]) -> Iterator[Event]:

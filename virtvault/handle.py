@@ -52,6 +52,26 @@ class Handle:
         self._task = task
         self._run = run
 
+    @property
+    def task(self) -> str:
+        """The task's name: one of :data:`virtvault.queues.LONG_TASKS`."""
+        return self._task
+
+    def look(self) -> tuple[str, Progress | None, Result | None, VirtvaultError | None]:
+        """State, progress, result and error as they are at one moment.
+
+        :raises NotReachable: Redis does not answer. That the task itself failed is no error here.
+        """
+        with runs.reachable():
+            progress, meta = self._progress(), self._meta()
+        result = error = None
+        if meta["status"] in READY:
+            try:
+                result = self._outcome(meta)
+            except VirtvaultError as failure:
+                error = failure
+        return str(meta["status"]), progress, result, error
+
     def state(self) -> str:
         """Celery's word: PENDING, STARTED, SUCCESS, FAILURE, REVOKED."""
         with runs.reachable():

@@ -45,23 +45,24 @@ class RunRecord:
     created: float = 0.0
     origin: str = ""
 
+    def fields(self) -> dict[Any, Any]:
+        """It as Redis has it."""
+        return {
+            "task_id": self.task_id,
+            "task": self.task,
+            "queue": self.queue,
+            "host": self.host,
+            "request": json.dumps(self.request),
+            "state": self.state,
+            "created": repr(self.created),
+            "origin": self.origin,
+        }
+
     def write(self, client: redis.Redis) -> None:
         """Record it, open or ended."""
         key = queues.run_key(self.task_id)
         with client.pipeline() as pipe:
-            pipe.hset(
-                key,
-                mapping={
-                    "task_id": self.task_id,
-                    "task": self.task,
-                    "queue": self.queue,
-                    "host": self.host,
-                    "request": json.dumps(self.request),
-                    "state": self.state,
-                    "created": self.created,
-                    "origin": self.origin,
-                },
-            )
+            pipe.hset(key, mapping=self.fields())
             if self.state == "ended":
                 pipe.srem(queues.OPEN_RUNS_KEY, self.task_id)
                 pipe.expire(key, KEEP_FINISHED)
@@ -74,11 +75,14 @@ class RunRecord:
     def read(cls, client: redis.Redis, task_id: str) -> RunRecord | None:
         """The record of a task, None where Redis has none (any more)."""
         raw: Any = client.hgetall(queues.run_key(task_id))
-        if not raw:
-            return None
+        return cls.parse(raw) if raw else None
+
+    @classmethod
+    def parse(cls, raw: dict[bytes, bytes]) -> RunRecord:
+        """A record from what Redis has of it."""
         text = {k.decode(): v.decode() for k, v in raw.items()}
         return cls(
-            task_id=task_id,
+            task_id=text["task_id"],
             task=text["task"],
             queue=text["queue"],
             host=text["host"],
@@ -106,9 +110,14 @@ def submit(app: Celery, client: redis.Redis, run: RunRecord) -> None:
         publish(app, run)
 
 
-def publish(app: Celery, run: RunRecord) -> None:
-    """Publish the message of a recorded run under its own task id."""
-    app.send_task(run.task, args=[run.request], task_id=run.task_id, queue=run.queue)
+def publish(app: Celery, run: RunRecord, producer: Any = None) -> None:
+    """Publish the message of a recorded run under its own task id.
+
+    :param producer: one of kombu's to publish many with.
+    """
+    app.send_task(
+        run.task, args=[run.request], task_id=run.task_id, queue=run.queue, producer=producer
+    )
 
 
 @contextmanager

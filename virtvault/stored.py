@@ -276,21 +276,22 @@ class StoredPoints(Connection):
         """
         if host:
             said = self._host(host)
-            if repository or known.repository in said["repositories"]:
+            if repository or known.repository in said.repositories:
                 return host, repository or known.repository
             return host, self._find(known.id, [host])[1].repository
-        said = self._said(known.host) or {"repositories": ()}
+        near_by = self._said(known.host)
+        local = near_by.repositories if near_by else ()
         wanted = repository or known.repository
         try:
             # Its name is not enough: each hypervisor may have a repository of that name.
-            near = [known.host] if wanted in said["repositories"] else ()
+            near = [known.host] if wanted in local else ()
             host, found = self._find(known.id, near)
             return host, repository or found.repository
         except (UnknownPoint, NotReachable):
             with contextlib.suppress(UnknownPoint, NotReachable):
                 host, found = self._find(known.id)
                 return host, repository or found.repository
-        if wanted in said["repositories"]:
+        if wanted in local:
             return known.host, wanted  # its worker knows best what is wrong
         raise NotReachable(
             f"Point {known.id} is in repository {known.repository} ({known.repository_id}), which "
@@ -305,7 +306,7 @@ class StoredPoints(Connection):
         :raises InvalidRequest: there are several that could be meant.
         """
         if host:
-            if repository not in ("", *self._host(host)["repositories"]):
+            if repository not in ("", *self._host(host).repositories):
                 raise _no_repository(repository, self._seen()[0])
             return host, repository
         seen, _ = self._seen()

@@ -233,10 +233,39 @@ def _backup_xml(domain: libvirt.virDomain) -> str:
 
 def _of_qemu(monitor: LibvirtMonitor) -> Operation | None:
     name = monitor.name
-    return (
-        of_run_state(_ask(monitor, "query-status", {}).get("status", ""), name)
-        or of_migration(_ask(monitor, "query-migrate", {}), name)
+    status, migration = _ask(monitor, "query-status", {}), _ask(monitor, "query-migrate", {})
+    busy = (
+        of_run_state(status.get("status", ""), name)
+        or of_migration(migration, name)
         or of_whole_jobs(_ask(monitor, "query-jobs", []), name)
+    )
+    if not busy and migration.get("status") == "completed" and not status.get("running"):
+        graph = None
+        if monitor.capabilities.graph:
+            graph = _ask(monitor, "x-debug-query-block-graph", None)
+        return of_arrival(graph, name)
+    return busy
+
+
+def of_arrival(graph: Mapping[str, Any] | None, name: str) -> Operation | None:
+    """Images that QEMU has not taken over: what it reads of them is from before their last writes.
+
+    A domain that was paused while it was migrated to here, or restored paused from a saved state,
+    takes its images over when it is resumed; until then its devices ask for no permission.
+
+    :param graph: the reply of x-debug-query-block-graph, None where QEMU cannot tell.
+    """
+    devices = {
+        node["id"]
+        for node in (graph or {"nodes": ()})["nodes"]
+        if node["type"] == "block-backend" and node["name"].startswith("/machine/")
+    }
+    if graph and all(edge["perm"] for edge in graph["edges"] if edge["parent"] in devices):
+        return None
+    return Operation(
+        f"Domain {name} came here paused (migrated, or from a saved state) and has not run since: "
+        "QEMU has not taken its disks over.",
+        f"`virsh resume {name}`, for a moment at least; then back it up again.",
     )
 
 

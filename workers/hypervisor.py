@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import weakref
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
@@ -21,10 +22,12 @@ import libvirt_qemu
 from virtvault.errors import DomainStopped, MonitorError, NotReachable, UnknownDomain
 from virtvault.models import DomainInfo
 from virtvault.settings import Settings
+from virtvault.whereabouts import MIGRATING
 from workers.capabilities import Capabilities, probe
+from workers.labels import labels_in
 from workers.monitor import limited, qmp_arguments
 
-__all__ = ["Hypervisor", "LibvirtMonitor"]
+__all__ = ["Hypervisor", "LibvirtMonitor", "state_word"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -144,18 +147,18 @@ class Hypervisor:
             for domain in connection.listAllDomains():
                 # One that is undefined meanwhile is just not there.
                 with contextlib.suppress(libvirt.libvirtError):
-                    found.append(
-                        DomainInfo(
-                            name=domain.name(),
-                            uuid=domain.UUIDString(),
-                            host=self.settings.host,
-                            state=STATES.get(domain.state()[0], "unknown"),
-                            disks=domain.XMLDesc().count("device='disk'"),
-                        )
-                    )
+                    found.append(_described(domain, self.settings.host))
             return sorted(found, key=lambda info: info.name)
 
         return self.call("list of domains", read)
+
+    def describe(self, uuid: str) -> DomainInfo:
+        """One domain as it is now.
+
+        :raises DomainStopped: libvirt has none of that uuid.
+        """
+        host = self.settings.host
+        return self.call("look at a domain", lambda c: _described(c.lookupByUUIDString(uuid), host))
 
     def monitor(self, domain: libvirt.virDomain) -> LibvirtMonitor:
         """The QMP monitor of a running domain.
@@ -386,6 +389,29 @@ class LibvirtMonitor:
             self._registered = self._hypervisor.call("event registration", register)
         except (DomainStopped, MonitorError, NotReachable) as error:
             log.info("no events from domain %s: %s", self.name, error)
+
+
+def state_word(state: int, reason: int) -> str:
+    """libvirt's word for a state; ``migrating`` where the domain is paused only for that."""
+    migrates = (libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY)
+    if state == libvirt.VIR_DOMAIN_PAUSED and reason in migrates:
+        return MIGRATING
+    return STATES.get(state, "unknown")
+
+
+def _described(domain: libvirt.virDomain, host: str) -> DomainInfo:
+    root = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314  libvirt wrote it
+    found = root.findall("./devices/disk[@device='disk']/target")
+    return DomainInfo(
+        name=domain.name(),
+        uuid=domain.UUIDString(),
+        host=host,
+        state=state_word(*domain.state()[:2]),
+        disks=len(found),
+        targets=tuple(target.get("dev", "") for target in found),
+        labels=labels_in(root),
+        transient=not domain.isPersistent(),
+    )
 
 
 def _translated(error: libvirt.libvirtError, what: str) -> Exception:

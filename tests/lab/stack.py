@@ -21,16 +21,26 @@ START_TIMEOUT = 60.0
 
 
 class Stack:
-    """Redis, worker, control, central and beat with all their files in `directory`."""
+    """Redis, worker, control, central and beat with all their files in `directory`.
+
+    `beside` another stack it is a second hypervisor: worker and control alone, with the Redis and
+    the repository of the other.
+    """
 
     roles = ("worker", "control", "central", "beat")
 
-    def __init__(self, directory: Path, **settings: object) -> None:
+    def __init__(self, directory: Path, *, beside: "Stack | None" = None, **settings: object):
         self.directory = directory
         self.runtime = Path("/run", f"{directory.name}-rt")
-        self.repository = directory / "repo"
-        self.repository.mkdir()
-        self.redis = RedisServer(directory / "redis")
+        self._beside = beside
+        if beside is None:
+            self.repository = directory / "repo"
+            self.repository.mkdir()
+            self.redis = RedisServer(directory / "redis")
+        else:
+            directory.mkdir(mode=0o711)
+            self.repository, self.redis = beside.repository, beside.redis
+            self.roles = ("worker", "control")
         self.config = directory / "virtvault.toml"
         values: dict[str, object] = {
             "host": f"lab-{directory.name}",
@@ -43,6 +53,7 @@ class Stack:
             "sweep_seconds": 1,
             **settings,
         }
+        self.host = str(values["host"])
         lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
         lines += ["[repositories.main]", f'path = "{self.repository}"', ""]
         self.config.write_text("\n".join(lines))
@@ -50,7 +61,8 @@ class Stack:
         self._clients: list[Client] = []
 
     def __enter__(self) -> Self:
-        self.redis.start()
+        if self._beside is None:
+            self.redis.start()
         for role in self.roles:
             self.start(role)
         self.wait_alive()
@@ -66,7 +78,8 @@ class Stack:
             client.close()
         for role in list(self._processes):
             self.stop(role, signal.SIGTERM)
-        self.redis.close()
+        if self._beside is None:
+            self.redis.close()
         shutil.rmtree(self.runtime, ignore_errors=True)
 
     def client(self) -> Client:
@@ -109,7 +122,7 @@ class Stack:
         """Wait until worker and control answer."""
         client = self.client()
         until = time.monotonic() + START_TIMEOUT
-        while not any(host.alive for host in client.hosts()):
+        while not any(host.alive for host in client.hosts() if host.host == self.host):
             if time.monotonic() > until:
                 raise TimeoutError(f"no worker came up; see {self.directory}/worker.log")
             time.sleep(0.05)

@@ -39,6 +39,7 @@ from virtvault.models import (
     Point,
     PointDisk,
     Progress,
+    RepositoryInfo,
     RestoredDisk,
     RestoreResult,
 )
@@ -356,16 +357,62 @@ def test_wrong_usage_is_2_and_a_document_with_json(
 
 
 def test_hosts(fake: type[FakeClient]) -> None:
+    room = RepositoryInfo("local", "0123abcd", free=3 * 2**30, size=2**40)
+    bad = RepositoryInfo("nfs", why="/mnt/nfs does not answer.")
+    seen = "2026-01-31T04:05:06.123Z"
     fake.answers["hosts"] = [
-        HostInfo("hv1", True, "2026-01-31T04:05:06.123Z", "9.0.0", "7.2.0", 3, ("local",)),
+        HostInfo("hv1", True, seen, "9.0.0", "7.2.0", 3, ("local", "nfs"), (room, bad)),
+        HostInfo("hv2", False, "2026-01-30T04:05:06.123Z", "9.0.0", "7.2.0", 1, (), ()),
+        HostInfo("hv3", True, seen, trouble="libvirt does not answer."),
+    ]
+    result = run("hosts")
+    table = result.stdout.splitlines()
+    assert " ".join(table[1].split()) == (
+        "hv1 alive 2026-01-31 04:05:06 UTC 9.0.0 7.2.0 3 local (3.0 GiB free), nfs (unusable)"
+    )
+    assert table[2].split()[:2] == ["hv2", "gone"]
+    assert result.stderr.splitlines() == [
+        "note: hv1: repository nfs: /mnt/nfs does not answer.",
+        "note: hv2: gone since 2026-01-30 04:05:06 UTC; what is shown is what it said last.",
+        "note: hv3: libvirt does not answer. Its domains are as they were known last.",
+    ]
+    listed = document(run("hosts", "--json"))
+    assert [host["alive"] for host in listed] == [True, False, True]
+    assert listed[0]["storage"][0]["free"] == 3 * 2**30
+
+
+def test_domains_by_label_and_what_cannot_be_told_of_them(fake: type[FakeClient]) -> None:
+    fake.answers["domains"] = [
+        DomainInfo("db1", UUID, "hv1", "running", 1, labels={"tier": "prod", "team": "a"}),
+        DomainInfo("db2", UUID, "hv2", "unreachable", 1, labels={"tier": "prod-eu"}),
+        DomainInfo("web", UUID, "hv1", "running", 1),
+    ]
+    fake.answers["hosts"] = [
+        HostInfo("hv1", True, "2026-01-31T04:05:06.123Z"),
         HostInfo("hv2", False, "2026-01-30T04:05:06.123Z"),
     ]
-    table = run("hosts").stdout.splitlines()
-    assert table[1].split() == [
-        *("hv1", "alive", "2026-01-31", "04:05:06", "UTC", "9.0.0", "7.2.0", "3", "local")
+    result = run("domains", "--label", "tier=prod*")
+    assert [line.split()[:3] for line in result.stdout.splitlines()[1:]] == [
+        ["db1", "hv1", "running"],
+        ["db2", "hv2", "unreachable"],
     ]
-    assert "silent" in table[2]
-    assert [host["alive"] for host in document(run("hosts", "--json"))] == [True, False]
+    assert "team=a, tier=prod" in result.stdout
+    assert result.stderr.splitlines() == [
+        "note: hv2: gone since 2026-01-30 04:05:06 UTC. Its domains are those that were known last."
+    ]
+    both = document(run("domains", "--label", "tier=prod*", "--label", "team=a", "--json"))
+    assert [(d["name"], d["labels"]) for d in both] == [("db1", {"tier": "prod", "team": "a"})]
+    assert run("domains", "--label", "tier").exit_code == 2
+
+
+def test_labels_are_set_and_removed(fake: type[FakeClient]) -> None:
+    fake.answers["label"] = DomainInfo("db1", UUID, "hv1", "running", labels={"tier": "a=b"})
+    result = run("label", "db1", "tier=a=b", "team-")
+    assert result.stdout == "hv1/db1: tier=a=b\n"
+    assert fake.asked == [("label", ("db1", {"tier": "a=b", "team": ""}), {})]
+    for wrong in (("tier",), ("=x",), ("-",), ("tier=",), ("a=1", "a-"), ()):
+        assert run("label", "db1", *wrong).exit_code == 2
+    assert len(fake.asked) == 1
 
 
 def test_a_listing_is_one_line_each_and_prints_names_as_they_are(fake: type[FakeClient]) -> None:
@@ -378,7 +425,7 @@ def test_a_listing_is_one_line_each_and_prints_names_as_they_are(fake: type[Fake
 
 @pytest.mark.parametrize("command", ["hosts", "domains", "points", "jobs"])
 def test_an_empty_listing(fake: type[FakeClient], command: str) -> None:
-    fake.answers.update({command: [], "statuses": []})
+    fake.answers.update({"statuses": [], "hosts": [], command: []})
     assert run(command).stdout.startswith("No ")
     assert document(run(command, "--json")) == []
 

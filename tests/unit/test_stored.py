@@ -24,7 +24,7 @@ from virtvault.errors import (
     UnknownPoint,
     UnknownRepository,
 )
-from virtvault.models import Point, PointStatus, PruneRequest, RetentionRules
+from virtvault.models import DomainInfo, HostInfo, Point, PointStatus, PruneRequest, RetentionRules
 from virtvault.settings import RepositorySettings, Settings
 from workers import stored
 from workers.engine import Engine, now
@@ -69,10 +69,20 @@ class Fleet(Client):
     def _living(self) -> list[str]:
         return sorted(set(self.engines) - self.silent)
 
-    def _said(self, host: str) -> dict[str, Any] | None:
+    def _said(self, host: str) -> HostInfo | None:
         if host not in self._living():
             return None
-        return {"repositories": sorted(self.engines[host].settings.repositories), "domains": []}
+        repositories = tuple(sorted(self.engines[host].settings.repositories))
+        return HostInfo(host, True, now(), repositories=repositories)
+
+    def _host(self, host: str) -> HostInfo:
+        said = self._said(host)
+        if said is None:
+            raise NotReachable(f"The worker of hypervisor {host!r} is not heard of.")
+        return said
+
+    def find_domain(self, domain: str) -> DomainInfo:
+        raise UnknownDomain(f"No hypervisor has a domain {domain!r}.")
 
     def _ask(self, host: str, task: str, *arguments: Any, **named: Any) -> Any:
         self._host(host)

@@ -16,12 +16,16 @@ from virtvault.cli import (
     export,
     hosts,
     jobs,
+    label,
     output,
     points,
     prune,
     restore,
     roles,
+    runs,
+    status,
     task,
+    token,
     verify,
 )
 from virtvault.cli.options import Invocation
@@ -100,12 +104,14 @@ def cli(ctx: click.Context, config: Path | None, debug: bool) -> None:
 
 for command in (
     *(roles.up, roles.down),
-    *(hosts.hosts, hosts.domains, hosts.disks, check.check),
+    *(hosts.hosts, hosts.domains, hosts.disks, label.label, check.check),
     *(backup.backup, points.points, points.show, restore.restore),
     *(verify.verify, export.export, prune.prune, prune.merge),
     *(catalog.catalog, catalog.protect, catalog.unprotect),
+    *(status.status, runs.runs, runs.alerts),
     bitmaps.bitmaps,
     *(task.task, jobs.jobs, jobs.pause, jobs.resume, jobs.cancel, jobs.speed, events.events),
+    token.token,
     *(roles.worker, roles.control, roles.central, roles.beat, roles.flower),
 ):
     cli.add_command(command)

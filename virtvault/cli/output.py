@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,9 @@ __all__ = [
     "table",
     "show_error",
     "error_document",
+    "labels",
+    "line",
+    "note",
     "duration",
     "instant",
     "seconds_between",
@@ -75,6 +78,21 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str = ""
         console.print(made)
     for text in captured.get().splitlines():
         click.echo(text.rstrip())
+
+
+def note(text: str) -> None:
+    """What an operator should know besides, on stderr."""
+    click.echo(f"{click.style('note:', fg='yellow', bold=True)} {text}", err=True)
+
+
+def line(text: str) -> str:
+    """On one line, and without what a terminal would obey: not all of it comes from us."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def labels(found: Mapping[str, str]) -> str:
+    """``tier=prod, team=web``."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(found.items()))
 
 
 def size(count: float) -> str:

@@ -128,8 +128,8 @@ class Alert:
     """Something that is wrong and was (or will be) told.
 
     ``kind``: ``failed`` (a scheduled run's last try failed), ``rpo`` (newest good point older than
-    its RPO), ``host`` (hypervisor gone), ``beat`` (no beat leads). ``closed`` is empty while it
-    lasts.
+    its RPO), ``host`` (hypervisor gone), ``beat`` (no beat leads), ``notice`` (somebody took none
+    for a day). ``closed`` is empty while it lasts.
     """
 
     kind: str

@@ -110,7 +110,10 @@ class RepositoryInfo:
 
 @dataclass(frozen=True)
 class HostInfo:
-    """What a hypervisor's worker last said of itself. ``alive``: within its heartbeat's time."""
+    """What a hypervisor's worker last said of itself. ``alive``: within its heartbeat's time.
+
+    ``trouble`` says why its libvirt does not answer, empty where it does.
+    """
 
     host: str
     alive: bool
@@ -120,15 +123,18 @@ class HostInfo:
     domains: int = 0
     repositories: tuple[str, ...] = ()
     storage: tuple[RepositoryInfo, ...] = ()
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
 class DomainInfo:
     """One domain of a hypervisor.
 
-    ``state`` is libvirt's word for it, or ``unreachable`` where its hypervisor is gone: it was
-    there last. ``targets`` are its disks, ``labels`` those of its libvirt metadata. ``transient``
-    domains are not defined: they are gone when they end.
+    ``state`` is libvirt's word for it, ``migrating`` where it is paused for a migration; or
+    ``unreachable`` where its hypervisor is gone and ``unknown`` where that one's libvirt does not
+    answer: it was there last. ``targets`` are its disks, ``labels`` those of its libvirt metadata.
+    ``transient`` domains are not defined: they are gone when they end. ``active`` is when its
+    worker saw it running last; empty while it is, and where the worker never did.
     """
 
     name: str
@@ -139,6 +145,7 @@ class DomainInfo:
     targets: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     transient: bool = False
+    active: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class FleetStatusSchema(Strict):
 
 class AlertSchema(Strict):
     model = models.Alert
-    kind = text(validate=validate.OneOf(("failed", "rpo", "host", "beat")))
+    kind = text(validate=validate.OneOf(("failed", "rpo", "host", "beat", "notice")))
     subject = text()
     opened = text()
     detail = text()

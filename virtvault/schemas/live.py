@@ -58,6 +58,7 @@ class HostInfoSchema(Strict):
     domains = f.Integer()
     repositories = f.List(f.String())
     storage = f.List(f.Nested(RepositoryInfoSchema))
+    trouble = f.String()
 
 
 class DomainInfoSchema(Strict):
@@ -70,6 +71,7 @@ class DomainInfoSchema(Strict):
     targets = f.List(f.String())
     labels = f.Dict(keys=f.String(), values=f.String())
     transient = f.Boolean()
+    active = f.String()
 
 
 class InventorySchema(Strict):

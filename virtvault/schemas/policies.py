@@ -13,13 +13,16 @@ from marshmallow import fields as f
 from virtvault import models
 from virtvault.schemas.base import NAME, NOT_NEGATIVE, TARGET, Strict, text
 from virtvault.schemas.requests import RetentionRulesSchema
-from virtvault.schemas.units import Duration, Speed
+from virtvault.schemas.units import Duration, Speed, Spread
 
+# Seconds of a window where none is given with cron.
+CRON_WINDOW = 3600
 PATTERN = validate.Length(min=1, max=300, error="must be 1 to 300 characters")
 LABEL = validate.Regexp(
     r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}\Z", error="use letters, digits, '_', '.', '-'"
 )
-UUID = validate.Regexp(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", error="must be a uuid")
+UUID = validate.Regexp(
+    r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", error="must be a uuid")
 
 
 def _zone(name: str) -> None:
@@ -32,7 +35,7 @@ def _zone(name: str) -> None:
 def _cron(expression: str) -> None:
     if not expression:
         return
-    if len(expression.split()) != 5:
+    if len(expression) > 300 or len(expression.split()) != 5:
         raise ValidationError("must have five fields: minute hour day month weekday")
     try:
         next(CronSim(expression, datetime(2026, 1, 1, tzinfo=UTC)))
@@ -56,20 +59,19 @@ class ScheduleSchema(Strict):
     every = Duration()
     timezone = f.String(validate=_zone)
     window = Duration()
-    spread: f.Field[Any] = f.Field()
+    spread = Spread()
 
     @validates_schema
     def _one(self, data: dict[str, Any], **_: Any) -> None:
-        if bool(data.get("cron")) == bool(data.get("every")):
+        cron, every = data.get("cron"), data.get("every")
+        if bool(cron) == bool(every):
             raise ValidationError("give either cron or every", "cron")
-        if data.get("every") and data["every"] < 60:
+        if every and every < 60:
             raise ValidationError("must be a minute or more", "every")
-        spread = data.get("spread", -1)
-        if spread != -1:
-            data["spread"] = Duration().deserialize(spread)
-            window = data.get("window") or data.get("every") or 3600
-            if data["spread"] > window:
-                raise ValidationError("must fit into the window", "spread")
+        if every and data.get("timezone", "UTC") != "UTC":
+            raise ValidationError("goes with cron: every counts from midnight UTC", "timezone")
+        if data.get("spread", -1) > (data.get("window") or every or CRON_WINDOW):
+            raise ValidationError("must fit into the window", "spread")
 
 
 class FullEverySchema(Strict):
@@ -83,6 +85,9 @@ class LimitsSchema(Strict):
     per_host = f.Integer(strict=True, validate=NOT_NEGATIVE)
     per_repository = f.Integer(strict=True, validate=NOT_NEGATIVE)
     total = f.Integer(strict=True, validate=NOT_NEGATIVE)
+
+
+NO_RULES = models.RetentionRules()
 
 
 class PolicyRulesSchema(RetentionRulesSchema):
@@ -112,9 +117,11 @@ class PolicySchema(Strict):
     enabled = f.Boolean(truthy={True}, falsy={False})
 
     @validates_schema
-    def _selects(self, data: dict[str, Any], **_: Any) -> None:
+    def _holds_together(self, data: dict[str, Any], **_: Any) -> None:
         if data.get("select") == models.Selector():
             raise ValidationError('means no domain: name some, or all with names: ["*"]', "select")
+        if data.get("prune") and data.get("retention", NO_RULES) == NO_RULES:
+            raise ValidationError("removes what retention does not keep: give retention", "prune")
 
 
 class PolicyDocumentSchema(Strict):
@@ -122,15 +129,19 @@ class PolicyDocumentSchema(Strict):
     policies = f.List(f.Nested(PolicySchema), required=True)
     limits = f.Nested(LimitsSchema)
 
-    @validates_schema
-    def _unique(self, data: dict[str, Any], **_: Any) -> None:
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _unique(self, data: dict[str, Any], original: Any, **_: Any) -> None:
+        given = original.get("policies") if isinstance(original, dict) else None
         seen: set[str] = set()
-        for number, policy in enumerate(data.get("policies", ())):
-            if policy.name in seen:
-                raise ValidationError(
-                    {number: {"name": [f"there is a policy {policy.name!r} above"]}}, "policies"
-                )
-            seen.add(policy.name)
+        twice: dict[int, Any] = {}
+        for number, policy in enumerate(given if isinstance(given, list | tuple) else ()):
+            name = policy.get("name") if isinstance(policy, dict) else None
+            if isinstance(name, str):
+                if name in seen:
+                    twice[number] = {"name": [f"there is a policy {name!r} above"]}
+                seen.add(name)
+        if twice:
+            raise ValidationError({"policies": twice})
 
 
 class PolicyVersionSchema(Strict):

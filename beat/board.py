@@ -1,0 +1,91 @@
+"""All that the beat which leads has on its hands: in memory, and the same in Redis."""
+
+from __future__ import annotations
+
+import logging
+
+import redis
+from celery import Celery
+
+from beat import entries
+from beat.fleet_view import FleetView
+from beat.flights import Flights
+from beat.records import Records
+from beat.state import FLIGHT, READY, Change, State
+from beat.waiting import Waiting
+from virtvault import queues
+
+__all__ = ["Board"]
+
+log = logging.getLogger(__name__)
+
+
+class Board:
+    """``lasts`` maps entries to their last slot and the instant of their newest good point (0.0:
+    not known)."""
+
+    def __init__(self, app: Celery, client: redis.Redis, state: State, view: FleetView) -> None:
+        self.state = state
+        self.view = view
+        self.lasts: dict[str, tuple[float, float]] = {}
+        self.waiting = Waiting(client, view)
+        self.flights = Flights(app, client, view)
+        self.records = Records(app, state)
+
+    def commit(self, *changes: Change) -> list[bool]:
+        """Change Redis in one step; gives which changes had nothing against them.
+
+        :raises Deposed: another beat leads.
+        """
+        asked = [change for change in changes if change.commands]
+        done = self.state.commit(*asked)
+        for change, made in zip(asked, done, strict=True):
+            if made:
+                self.records.added(change.records)
+        return done
+
+    def load(self) -> None:
+        """Take up what Redis has."""
+        self.lasts.clear()
+        self.lasts.update(self.state.lasts())
+        self.waiting.load(self.state.works(READY))
+        self.flights.load(self.state.works(FLIGHT))
+        self.records.load()
+        log.info("leading, with %d at work, %d waiting", *self._sizes())
+
+    def rewrite(self) -> None:
+        """Redis was flushed: tell it what we know. Runs that no worker tells of are swept."""
+        log.warning("Redis was flushed: going on with %d at work, %d waiting", *self._sizes())
+        for work in self.flights.works.values():
+            change = Change(unless=queues.run_key(work.task_id))
+            change.run(work.run)
+            self.state.commit(change)
+        works = [(READY, work) for work in self.waiting.works.values()]
+        works += [(FLIGHT, work) for work in self.flights.works.values()]
+        self.state.restore(self.lasts, works, self.records)
+
+    def begin_anew(self, said: dict[str, dict[str, str]]) -> None:
+        """Neither Redis nor we know anything: go on from what central has of each entry."""
+        self.lasts.clear()
+        for entry, slot in said.items():
+            at = entries.instant(slot["slot"])
+            self.lasts[entry] = (at, at if slot["state"] == "dispatched" else 0.0)
+        self.waiting.load({})
+        self.flights.load({})
+        self.state.restore(self.lasts, [], self.records)
+        log.info("leading, with %d entries' last slots from central", len(said))
+
+    def adopt(self) -> None:
+        """Count open runs of ours that we do not know of: their workers have just told of them."""
+        change, found = Change(), []
+        for work in self.flights.strangers():
+            if work.entry not in self.flights.works:
+                change.claim(work)
+                found.append(work)
+        self.commit(change)
+        for work in found:
+            self.flights.works[work.entry] = work
+            self.waiting.remove([work.entry])
+
+    def _sizes(self) -> tuple[int, int]:
+        return len(self.flights.works), len(self.waiting.works)

@@ -1,0 +1,57 @@
+"""How dispatched tasks ended: well, to be tried again, or for good."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from beat import entries
+from beat.board import Board
+from beat.entries import Work
+from beat.state import Change
+from virtvault.errors import DomainBusy, VirtvaultError
+
+__all__ = ["settle"]
+
+
+def settle(board: Board, now: float) -> None:
+    """See which tasks have ended, and how.
+
+    :raises Deposed: another beat leads.
+    """
+    change, landed, again = Change(), [], []
+    goods: dict[str, tuple[float, float]] = {}
+    for work, meta in board.flights.ended():
+        landed.append(work)
+        change.run(replace(work.run, state="ended"))
+        change.land(work.entry)
+        if meta["status"] == "SUCCESS":
+            slot, _ = board.lasts.get(work.entry, (work.slot, 0.0))
+            goods[work.entry] = (slot, _good(work, meta["result"]))
+            change.last(work.entry, *goods[work.entry])
+        elif meta["status"] == "FAILURE":
+            again += _failed(change, work, meta["result"], now)
+    board.commit(change)
+    board.lasts.update(goods)
+    for work in landed:
+        del board.flights.works[work.entry]
+        board.waiting.stirred = True
+    for work in again:
+        board.waiting.put(work)
+
+
+def _good(work: Work, result: Any) -> float:
+    instant = result.get("instant") if isinstance(result, dict) else None
+    return entries.instant(instant) if instant else work.since
+
+
+def _failed(change: Change, work: Work, error: Any, now: float) -> list[Work]:
+    """Again within the window, where that may help; a bug of ours or a dead worker may, too."""
+    why = error.message if isinstance(error, VirtvaultError) else f"{error!r}."
+    later = work.again(now + entries.backoff(work), why, isinstance(error, DomainBusy))
+    retryable = error.retryable if isinstance(error, VirtvaultError) else True
+    if retryable and later.begin < work.closes:
+        change.wait(later)
+        return [later]
+    change.tell(later.over(now, "The window has ended." if retryable else ""))
+    return []

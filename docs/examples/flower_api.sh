@@ -1,0 +1,26 @@
+#!/bin/sh
+# Back up a domain through Flower's own task API. It asks for Flower's password and for nothing
+# else, so it works only where Flower listens on loopback; rest.sh is the way for everybody.
+#   export FLOWER_URL=http://127.0.0.1:5555
+#   export FLOWER_BASIC_AUTH=operator:PASSWORD     # as the Flower role has it
+#   sh flower_api.sh DOMAIN
+set -eu
+
+flower() {
+    curl --silent --show-error --fail-with-body --user "$FLOWER_BASIC_AUTH" "$@"
+}
+
+task=$(cat /proc/sys/kernel/random/uuid)
+submission="{\"task\": \"virtvault.backup\", \"request\": {\"domain\": \"$1\"}, \"task_id\": \"$task\"}"
+flower --json "{\"args\": [$submission], \"queue\": \"central\"}" \
+    "$FLOWER_URL/api/task/send-task/virtvault.submit"
+echo
+
+while answer=$(flower "$FLOWER_URL/api/task/result/$task"); do
+    case $answer in
+    *'"state": "SUCCESS"'*) break ;;
+    *'"state": "PENDING"'* | *'"state": "STARTED"'*) sleep 1 ;;
+    *) echo "$answer" >&2 && exit 1 ;;
+    esac
+done
+echo "$answer"

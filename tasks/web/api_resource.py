@@ -1,0 +1,371 @@
+"""The REST API over HTTP: tokens, JSON, errors, waiting, streams. Nothing blocks Tornado's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from flower.options import options
+from marshmallow import ValidationError
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, RequestHandler, stream_request_body, url
+
+from tasks.web.api_desk import Call, Desk, Refused
+from tasks.web.api_document import openapi
+from tasks.web.api_ends import Full
+from tasks.web.api_operations import OPERATIONS, Operation
+from tasks.web.page_answers import Answer
+from virtvault import schemas
+from virtvault.errors import (
+    BadInput,
+    DomainBusy,
+    InvalidSettings,
+    NotReachable,
+    PointBusy,
+    UnknownDomain,
+    UnknownPoint,
+    UnknownTask,
+    VirtvaultError,
+)
+from virtvault.handle import READY
+from virtvault.settings import Settings
+from virtvault.tokens import Token
+
+__all__ = ["routes"]
+
+log = logging.getLogger(__name__)
+
+# Bytes. The largest request of ours names a few hundred points.
+BODY_LIMIT = 64 * 1024
+# Requests that may wait for a thread until new ones are refused.
+WAITING_LIMIT = 100
+# Seconds between two looks at a task that somebody waits for.
+LOOK_AGAIN = 0.5
+# Seconds that an answer about the whole fleet is good for: pages of one list cost one question.
+FLEET_SECONDS = 5.0
+# Seconds between two signs of life on a stream, so that what stands between does not cut it.
+ALIVE = 15.0
+
+
+def routes(settings: Settings) -> list[Any]:
+    """The routes of all operations, with one desk behind them."""
+    desk = Desk(settings)
+    prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        by_path.setdefault(operation.path, {})[operation.method] = operation
+    found = [
+        url(
+            prefix + re.sub(r"\{\w+\}", "([^/]+)", path),
+            Resource,
+            {"desk": desk, "operations": operations, "prefix": prefix},
+        )
+        for path, operations in by_path.items()
+    ]
+    nothing: dict[str, Any] = {"desk": desk, "operations": {}, "prefix": prefix}
+    return [
+        *found,
+        url(f"{prefix}/v1/openapi.json", Document, nothing),
+        url(f"{prefix}/v1(?:/.*)?", Resource, nothing),
+    ]
+
+
+@stream_request_body
+class Resource(RequestHandler):
+    """One path. A token is asked for before anything else is read or told."""
+
+    def initialize(self, desk: Desk, operations: Mapping[str, Operation], prefix: str) -> None:
+        self.desk, self.operations, self.prefix = desk, operations, prefix
+        self._body = bytearray()
+        self._gone = asyncio.Event()
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    # No cookie is read or set, so there is nothing that another site's page could ride on.
+    def check_xsrf_cookie(self) -> None:
+        """Nothing: see above."""
+
+    async def prepare(self) -> None:
+        self.token = await self._caller()
+        if not self.operations:
+            raise Refused(404, "NotFound", "There is nothing here.", "GET /v1/openapi.json.")
+        operation = self.operations.get(self.request.method)
+        if operation is None:
+            allowed = ", ".join(self.operations)
+            raise Refused(
+                405,
+                "MethodNotAllowed",
+                f"{self.request.method} is not possible here.",
+                f"Possible is {allowed}.",
+                headers={"Allow": allowed},
+            )
+        self.operation = operation
+        Call(self.token).demand(operation.role, f"{operation.method} {operation.path}")
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdigit() and int(length) > BODY_LIMIT:
+            raise Refused(
+                413,
+                "TooLarge",
+                f"The body is larger than {BODY_LIMIT} bytes.",
+                "Ask for less at a time.",
+            )
+        connection: Any = self.request.connection
+        connection.set_max_body_size(BODY_LIMIT)
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    def on_connection_close(self) -> None:
+        self._gone.set()
+
+    async def get(self, path: str = "") -> None:
+        call = await self._call(path)
+        answer = await self._ask(call)
+        if self.operation.way == "stream":
+            await self._stream(answer["items"])
+            return
+        if self.operation.way == "wait":
+            answer = await self._wait(call, answer)
+        self._answer(answer)
+
+    async def post(self, path: str = "") -> None:
+        answer = await self._ask(await self._call(path))
+        if self.operation.task:
+            self.set_header("Location", f"{self.prefix}/v1/tasks/{answer['task_id']}")
+        self._answer(answer, 202)
+
+    # -- asking -------------------------------------------------------------------------------
+
+    async def _caller(self) -> Token:
+        scheme, _, secret = self.request.headers.get("Authorization", "").partition(" ")
+        token = None
+        if scheme.lower() == "bearer":
+            try:
+                token = self.desk.tokens.find(secret.strip(), datetime.now(UTC))
+            except InvalidSettings as error:
+                # Strangers are not told where the file is.
+                log.error("%s %s", error.message, error.mend)
+                raise Refused(
+                    503,
+                    "InvalidSettings",
+                    "The API's tokens cannot be read.",
+                    "Flower's log on the server says why and how to mend it.",
+                ) from error
+        if token is None:
+            raise Refused(
+                401,
+                "Unauthorized",
+                "This needs a bearer token that is known and has not expired.",
+                "Send the header `Authorization: Bearer TOKEN`; `virtvault token add` makes one.",
+                headers={"WWW-Authenticate": 'Bearer realm="virtvault"'},
+            )
+        return token
+
+    async def _call(self, path: str) -> Call:
+        """The request as the operation takes it: checked, and allowed to this token."""
+        call = Call(
+            self.token,
+            path,
+            self._query(),
+            self._json(),
+            self.request.headers.get("Idempotency-Key", ""),
+        )
+        if self.operation.fleet:
+            answer: Answer = await self.desk.answers.get(
+                "fleet", self.desk.client.fleet, FLEET_SECONDS
+            )
+            if answer.trouble is not None:
+                raise answer.trouble
+            call = Call(call.token, path, call.query, fleet=answer.value)
+        return call
+
+    def _query(self) -> dict[str, Any]:
+        given = {name: self.get_query_arguments(name) for name in self.request.query_arguments}
+        for name, values in given.items():
+            if len(values) > 1:
+                _refuse_fields({name: ["is there twice"]})
+        try:
+            query: dict[str, Any] = self.operation.query().load({k: v[0] for k, v in given.items()})
+        except ValidationError as error:
+            _refuse_fields(error.messages, sorted(self.operation.query().fields))
+        return query
+
+    def _json(self) -> dict[str, Any]:
+        if not self.operation.task:
+            if bytes(self._body).strip() not in (b"", b"{}"):
+                raise Refused(400, "BadRequest", "This takes no body.", "Send none.")
+            return {}
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(
+                415,
+                "UnsupportedMediaType",
+                f"The body is {kind or 'of no type'}, not application/json.",
+                "Send JSON with the header `Content-Type: application/json`.",
+            )
+        try:
+            body = json.loads(self._body, parse_constant=_no_number, object_pairs_hook=_no_twins)
+        except (ValueError, RecursionError) as error:
+            raise Refused(
+                400, "BadRequest", f"The body is not JSON: {error}.", "Mend that."
+            ) from error
+        if not isinstance(body, dict):
+            raise Refused(400, "BadRequest", "The body is no JSON object.", "Send an object.")
+        return body
+
+    async def _ask(self, call: Call) -> dict[str, Any]:
+        return await self._threaded(lambda: self.operation.run(self.desk, call))
+
+    async def _threaded(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if self.desk.waiting >= WAITING_LIMIT:
+            raise Refused(
+                503,
+                "Busy",
+                f"{WAITING_LIMIT} requests wait already.",
+                "Send it again later; see whether Redis and central answer.",
+                headers={"Retry-After": "5"},
+            )
+        self.desk.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.desk.threads, work)
+        finally:
+            self.desk.waiting -= 1
+
+    async def _wait(self, call: Call, answer: dict[str, Any]) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + call.query["seconds"]
+        while answer["state"] not in READY and loop.time() < until and not self._gone.is_set():
+            await self._pause(min(LOOK_AGAIN, until - loop.time()))
+            answer = await self._ask(call)
+        return answer
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._gone.wait(), max(0.0, seconds))
+        except TimeoutError:
+            return
+
+    # -- answering ----------------------------------------------------------------------------
+
+    def _answer(self, body: Mapping[str, Any], status: int = 200) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(body, ensure_ascii=False))
+
+    async def _stream(self, before: list[dict[str, Any]]) -> None:
+        """Server-sent events until the client goes, or is too slow."""
+        try:
+            queue = self.desk.ends.join()
+        except Full:
+            raise Refused(
+                503,
+                "Busy",
+                "Too many are listening.",
+                "Try again later.",
+                headers={"Retry-After": "30"},
+            ) from None
+        self.set_header("Content-Type", "text/event-stream")
+        try:
+            self.write(": ends of runs\n\n")
+            for one in before:
+                self._event(one)
+            await self.flush()
+            while not self._gone.is_set():
+                try:
+                    run = await asyncio.wait_for(queue.get(), ALIVE)
+                except TimeoutError:
+                    self.write(": alive\n\n")
+                else:
+                    if run is None:
+                        break
+                    self._event(schemas.dump(run))
+                await self.flush()
+        except StreamClosedError:
+            return
+        finally:
+            self.desk.ends.leave(queue)
+
+    def _event(self, run: Mapping[str, Any]) -> None:
+        self.write(f"event: run\nid: {run['task_id']}\ndata: {json.dumps(run)}\n\n")
+
+    def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
+        if not isinstance(error, Refused | VirtvaultError):
+            super().log_exception(kind, error, trace)
+
+    def write_error(self, status_code: int, **given: Any) -> None:
+        error = given.get("exc_info", (None, None))[1]
+        refused = (
+            error if isinstance(error, Refused) else _refused(error, status_code, self.path_args)
+        )
+        for name, value in refused.headers.items():
+            self.set_header(name, value)
+        self._answer(refused.body, refused.status)
+
+
+class Document(Resource):
+    """The OpenAPI document: for everybody, since it says nothing of this installation."""
+
+    async def prepare(self) -> None:
+        if self.request.method != "GET":
+            raise HTTPError(405)
+
+    async def get(self, path: str = "") -> None:
+        self._answer(openapi(self.prefix))
+
+
+def _refused(error: Any, status: int, path: list[str]) -> Refused:
+    """Any error as the API tells it."""
+    if isinstance(error, VirtvaultError):
+        name, cause = type(error).__name__, error.__cause__
+        status, headers = _status(error, bool(path)), {}
+        if status == 503:
+            headers["Retry-After"] = "5"
+        fields = cause.messages if isinstance(cause, ValidationError) else None
+        return Refused(
+            status,
+            name,
+            error.message,
+            error.mend,
+            fields=fields if isinstance(fields, dict) else None,
+            headers=headers,
+        )
+    if isinstance(error, HTTPError):
+        return Refused(
+            status, "BadRequest", f"{error.reason or 'Not possible'}.", "See docs/api.md."
+        )
+    return Refused(500, "Internal", "This is a bug.", "Flower's log on the server has the trace.")
+
+
+def _status(error: VirtvaultError, named_in_path: bool) -> int:
+    if named_in_path and isinstance(error, UnknownTask | UnknownPoint | UnknownDomain):
+        return 404
+    if isinstance(error, NotReachable):
+        return 503
+    if isinstance(error, BadInput) and not isinstance(error, DomainBusy | PointBusy):
+        return 422
+    return 409
+
+
+def _refuse_fields(messages: Any, known: list[str] | None = None) -> NoReturn:
+    words = "; ".join(f"{name}: {' '.join(map(str, said))}" for name, said in messages.items())
+    mend = f"Parameters are {', '.join(known) or 'none'}." if known is not None else "Mend that."
+    raise Refused(422, "InvalidRequest", f"Query: {words}", mend, fields=messages)
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON's")
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name is there twice in one object")
+    return made
