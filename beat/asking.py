@@ -27,6 +27,12 @@ class Asking:
         self._ask = ask
         self._asked: dict[str, float] = {}
         self._answers: dict[str, Any] = {}
+        self._since = 0
+
+    def forget(self) -> None:
+        """What was asked until now is not to be answered any more: it would be of the past."""
+        self._since += 1
+        self._asked, self._answers = {}, {}
 
     def answer(self, task: str, *arguments: Any) -> Any:
         """The answer, once; None where there is none yet. Asks where that is to be done."""
@@ -34,15 +40,20 @@ class Asking:
             return self._answers.pop(task)
         if time.monotonic() - self._asked.get(task, -AGAIN) >= AGAIN:
             self._asked[task] = float("inf")
-            threading.Thread(target=self._run, args=(task, arguments), daemon=True).start()
+            arguments = (self._since, task, *arguments)
+            threading.Thread(target=self._run, args=arguments, daemon=True).start()
         return None
 
-    def _run(self, task: str, arguments: tuple[Any, ...]) -> None:
+    def _run(self, since: int, task: str, *arguments: Any) -> None:
+        answer = None
         try:
-            self._answers[task] = self._ask(task, *arguments)
+            answer = self._ask(task, *arguments)
         except Exception as error:  # central or Redis away in any of kombu's ways: asked again
             log.info("central does not answer %s: %s", task, error)
-        self._asked[task] = time.monotonic()
+        if since == self._since:
+            self._asked[task] = time.monotonic()
+            if answer is not None:
+                self._answers[task] = answer
 
 
 def ask_central(settings: Settings) -> Callable[..., Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import redis
 from celery import Celery
 
 from beat import entries
+from beat.due import window
+from beat.entries import Entry, Work
 from beat.fleet_view import FleetView
 from beat.flights import Flights
 from beat.records import Records
@@ -28,6 +31,9 @@ class Board:
         self.state = state
         self.view = view
         self.lasts: dict[str, tuple[float, float]] = {}
+        # Slots whose tasks were dispatched before a flush that took all memory of them, with the
+        # attempt.
+        self.lost: dict[str, tuple[float, int]] = {}
         self.waiting = Waiting(client, view)
         self.flights = Flights(app, client, view)
         self.records = Records(app, state)
@@ -64,12 +70,15 @@ class Board:
         works += [(FLIGHT, work) for work in self.flights.works.values()]
         self.state.restore(self.lasts, works, self.records)
 
-    def begin_anew(self, said: dict[str, dict[str, str]]) -> None:
+    def begin_anew(self, said: dict[str, dict[str, Any]]) -> None:
         """Neither Redis nor we know anything: go on from what central has of each entry."""
         self.lasts.clear()
+        self.lost.clear()
         for entry, slot in said.items():
-            at = entries.instant(slot["slot"])
-            self.lasts[entry] = (at, at if slot["state"] == "dispatched" else 0.0)
+            at, dispatched = entries.instant(slot["slot"]), slot["state"] == "dispatched"
+            self.lasts[entry] = (at, at if dispatched else 0.0)
+            if dispatched and not slot["ended"]:
+                self.lost[entry] = (at, slot["attempt"])
         self.waiting.load({})
         self.flights.load({})
         self.state.restore(self.lasts, [], self.records)
@@ -86,6 +95,25 @@ class Board:
         for work in found:
             self.flights.works[work.entry] = work
             self.waiting.remove([work.entry])
+
+    def send_lost(self, now: float) -> None:
+        """Tasks that were dispatched before the flush, and that nobody holds or has ended: again.
+
+        They have the ids that they had. A worker that has done one returns what it did.
+        """
+        change, again = Change(), []
+        for name, (slot, attempt) in self.lost.items():
+            entry = Entry.parse(name)
+            schedule = self.view.schedule(entry)
+            if schedule is None or name in self.flights.works or name in self.waiting.works:
+                continue
+            if (closes := slot + window(schedule)) > now:
+                again.append(Work(name, slot, slot, closes, attempt, now, slot, lost=True))
+                change.wait(again[-1])
+        self.commit(change)
+        for work in again:
+            self.waiting.put(work)
+        self.lost.clear()
 
     def _sizes(self) -> tuple[int, int]:
         return len(self.flights.works), len(self.waiting.works)

@@ -8,10 +8,11 @@ from typing import Any
 from beat import entries
 from beat.board import Board
 from beat.entries import Work
+from beat.flights import GONE
 from beat.state import Change
 from virtvault.errors import DomainBusy, VirtvaultError
 
-__all__ = ["settle"]
+__all__ = ["give_up", "settle"]
 
 
 def settle(board: Board, now: float) -> None:
@@ -38,6 +39,26 @@ def settle(board: Board, now: float) -> None:
         board.waiting.stirred = True
     for work in again:
         board.waiting.put(work)
+
+
+def give_up(board: Board, now: float) -> None:
+    """Count the runs of a hypervisor that is gone for long no more; their slots have failed.
+
+    Their run records stay open: the hypervisor goes on with them when it is back, and they are
+    counted again from then on.
+
+    :raises Deposed: another beat leads.
+    """
+    change = Change()
+    abandoned = board.flights.abandoned(now)
+    for work in abandoned:
+        change.land(work.entry)
+        why = f"Hypervisor {work.host} was not heard of for {GONE / 60:.0f} minutes"
+        change.tell(work.record("failed", now, f"{why}; how its task ended is not known."))
+    board.commit(change)
+    for work in abandoned:
+        del board.flights.works[work.entry]
+        board.waiting.stirred = True
 
 
 def _good(work: Work, result: Any) -> float:

@@ -100,7 +100,8 @@ class Work:
 
     ``attempt`` counts from 1 and does not begin before ``begin``. ``deadline`` orders what waits:
     when the newest good point passes its RPO, else when the work was due. ``why`` is how the last
-    attempt failed, ``busy`` that it found somebody else at work on the domain. ``request`` is JSON.
+    attempt failed, ``busy`` that it found somebody else at work on the domain, ``lost`` that it was
+    dispatched once, before a flush of Redis. ``request`` is JSON.
     """
 
     entry: str
@@ -112,6 +113,7 @@ class Work:
     deadline: float = 0.0
     why: str = ""
     busy: bool = False
+    lost: bool = False
     task_id: str = ""
     host: str = ""
     domain: str = ""
@@ -146,6 +148,8 @@ class Work:
         ``missed`` if nothing was tried, else how the last attempt failed; a domain that others
         were at work on all the time was skipped.
         """
+        if self.lost:
+            return self.record("failed", now, f"Its task was lost with Redis' memory. {why}")
         if self.attempt == 1:
             return self.record("missed", now, why)
         if self.busy:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -36,6 +37,8 @@ class Leadership:
     def __init__(self, client: redis.Redis, seconds: float) -> None:
         self.token = ""
         self.milliseconds = int(seconds * 1000)
+        # When it was held last; what was known then may be outdated once it has run out since.
+        self.held = 0.0
         self._client = client
         self._hold = client.register_script(_HOLD)
         self._release = client.register_script(_RELEASE)
@@ -52,7 +55,13 @@ class Leadership:
             self.token = ""
             raise Deposed
         self.token = token
+        self.held = time.monotonic()
         return bool(answer == 2)
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether nobody else can have led since it was held last."""
+        return time.monotonic() - self.held < self.milliseconds / 1000
 
     def release(self) -> None:
         """Give it back, so that the next one need not wait."""

@@ -6,13 +6,16 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from virtvault.models import DomainInfo, Policy, PolicyDocument, Selector
 
 __all__ = ["Matching", "PolicyMatcher", "match"]
 
 Test = Callable[[str], bool]
+Fits = Callable[[DomainInfo], bool]
+
+# What makes a text a shell pattern.
+SHELL = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PolicyMatcher:
 
     def __init__(self, document: PolicyDocument) -> None:
         self._entries = [
-            (policy, _Fits(policy.select), _Fits(policy.exclude))
+            (policy, _fits(policy.select), _fits(policy.exclude))
             for policy in document.policies
             if policy.enabled
         ]
@@ -74,40 +77,43 @@ def match(document: PolicyDocument, domain: DomainInfo, default: str) -> Matchin
     return PolicyMatcher(document).match(domain, default)
 
 
-class _Fits:
-    """Whether a domain fits a selector."""
+def _fits(selector: Selector) -> Fits:
+    """Whether a domain fits a selector: each kind of condition that is given."""
+    tests: list[Fits] = []
+    if selector.uuids:
+        uuids = frozenset(selector.uuids)
+        tests.append(lambda domain: domain.uuid in uuids)
+    if selector.hosts:
+        hosts = _one_of(selector.hosts)
+        tests.append(lambda domain: hosts(domain.host))
+    if selector.names:
+        names = _one_of(selector.names)
+        tests.append(lambda domain: names(domain.name))
+    tests += [_label(name, _one_of([value])) for name, value in selector.labels.items()]
+    if not tests:
+        return lambda _: False
+    if len(tests) == 1:
+        return tests[0]
+    return lambda domain: all(test(domain) for test in tests)
 
-    def __init__(self, selector: Selector) -> None:
-        self._uuids = frozenset(selector.uuids)
-        self._labels = [(name, _one_of([value])) for name, value in selector.labels.items()]
-        self._names = _one_of(selector.names)
-        # A fleet has far fewer hypervisors than domains.
-        self._hosts = lru_cache(maxsize=4096)(_one_of(selector.hosts))
-        self._any = selector != Selector()
-        self._by_host, self._by_name = bool(selector.hosts), bool(selector.names)
 
-    def __call__(self, domain: DomainInfo) -> bool:
-        return (
-            self._any
-            and (not self._uuids or domain.uuid in self._uuids)
-            and (not self._by_host or self._hosts(domain.host))
-            and (not self._by_name or self._names(domain.name))
-            and all(
-                name in domain.labels and fits(domain.labels[name]) for name, fits in self._labels
-            )
-        )
+def _label(name: str, value: Test) -> Fits:
+    return lambda domain: name in domain.labels and value(domain.labels[name])
 
 
 def _one_of(patterns: Iterable[str]) -> Test:
     """Whether a text fits one of some shell patterns; upper and lower case differ."""
-    plain = frozenset(p for p in patterns if not re.search(r"[*?[]", p))
-    shell = [p for p in patterns if p not in plain]
-    if "*" in shell:
-        return lambda _: True
-    if not shell:
+    given = list(patterns)
+    plain = frozenset(pattern for pattern in given if not SHELL.search(pattern))
+    # Most patterns are the beginning of names: told without a regular expression.
+    begins = tuple(p[:-1] for p in given if p[-1:] == "*" and not SHELL.search(p[:-1]))
+    others = [p for p in given if p not in plain and p[:-1] not in begins]
+    if others:
+        fits = re.compile("|".join(map(fnmatch.translate, others))).match
+        return lambda text: text in plain or text.startswith(begins) or fits(text) is not None
+    if not begins:
         return plain.__contains__
-    fits = re.compile("|".join(map(fnmatch.translate, shell))).match
-    return lambda text: text in plain or fits(text) is not None
+    return lambda text: text.startswith(begins) or text in plain
 
 
 def _why(policy: Policy, holder: Policy, repository: str) -> str:

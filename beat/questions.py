@@ -43,7 +43,7 @@ def publish(catalog: Catalog, client: redis.Redis) -> None:
     """
     with client.pipeline() as pipe:
         while True:
-            pipe.watch(queues.POLICIES_KEY)
+            pipe.watch(queues.POLICIES_KEY)  # type: ignore[no-untyped-call]
             wanted = json.dumps(schemas.dump(replace(_in_force(catalog), text="")))
             there: Any = pipe.get(queues.POLICIES_KEY)
             if there is not None and there.decode() == wanted:
@@ -95,8 +95,8 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis, settings: Setti
         document: Plain | None = None, hours: int = 24, limit: int = 1000, domain: str = ""
     ) -> Plain:
         given = None if document is None else schemas.load(PolicyDocument, document)
-        meant = given if given is not None else _in_force(catalog).document
-        found = foresee(catalog, meant or PolicyDocument(), datetime.now(UTC), hours, limit, domain)
+        now = datetime.now(UTC)
+        found = foresee(catalog, given, now, hours, limit, domain)
         return schemas.dump(found)
 
     @app.task(name=queues.SCHEDULE_STATE, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]

@@ -106,7 +106,7 @@ def decide(
             why = f"the domain was just being migrated ({place.host})"
         else:
             why = room.why_not(entry, policy, place.host, repository)
-    if now >= work.closes and (work.attempt > 1 or policy.late == "skip"):
+    if now >= work.closes and (work.attempt > 1 or work.lost or policy.late == "skip"):
         return End(_over(work, now, why))
     return Begin(place, repository, policy) if place and not why else Hold(why)
 
@@ -114,6 +114,6 @@ def decide(
 def _over(work: Work, now: float, why: str) -> SlotRecord:
     """Its window has passed before it could begin."""
     until = f"The window ended at {moment(work.closes)}"
-    if work.attempt > 1:
+    if work.attempt > 1 or work.lost:
         return work.over(now, f"{until}.")
     return work.record("skipped", now, f"{until}; {why or 'beat came to it later'}.")

@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from beat.asking import Asking, ask_central
 from beat.board import Board
 from beat.dispatching import dispatch
-from beat.ending import settle
+from beat.ending import give_up, settle
 from beat.fleet_view import FleetView
 from beat.leader import Deposed, Leadership
 from beat.planner import Planner
@@ -41,10 +41,12 @@ log = logging.getLogger(__name__)
 # Of the time after which another beat leads: how long the lead holds unrenewed, and how often one
 # that stands by looks.
 HELD, LOOKED = 0.7, 0.25
-# Seconds between two looks for open runs that are not known here.
+# Seconds between two looks for runs that are not known here, and for those to be given up.
 STRANGERS = 10.0
 # Seconds that the clock may go back between two ticks without a look at all due times.
 CLOCK_STEP = 30.0
+# Seconds that central is waited for before memory that may be outdated is trusted.
+PATIENCE = 60.0
 
 
 class PolicyScheduler(Scheduler):  # type: ignore[misc]
@@ -77,6 +79,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         # Whether memory is what we led with last, whether a step of it may have failed half-way,
         # and whether it has been learnt what there was before.
         self._led = self._unsure = self._informed = False
+        self._trust_memory_at = 0.0
         self._quiet_until = self._strangers_at = self._ticked = 0.0
         self._told_away = False
         super().__init__(app, max_interval=settings.beat_interval, lazy=lazy)
@@ -125,10 +128,11 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
     def _round(self, now: float) -> bool:
         view = self.board.view
         view.look()
+        unbroken = self._leadership.unbroken
         if view.version is None and (answer := self._asking.answer(queues.POLICIES, 0)):
             view.enact(schemas.load(PolicyVersion, answer))
         if self._leadership.hold(now) or not self._led:
-            self._take_over()
+            self._take_over(now, unbroken)
         elif self._unsure and self._informed:
             self.board.load()
         self._unsure = False
@@ -146,23 +150,34 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         if not 0 <= now - self._strangers_at < STRANGERS:
             self._strangers_at = now
             self.board.adopt()
+            give_up(self.board, now)
         settle(self.board, now)
         more |= take_due(self.board, now)
         if now >= self._quiet_until:
+            if self.board.lost:
+                self.board.adopt()
+                self.board.send_lost(now)
             more |= dispatch(self.board, self._shown, now)
         self.board.records.deliver(now)
         return more
 
-    def _take_over(self) -> None:
-        """Begin to lead: from what Redis has, or where it was flushed from what we had."""
+    def _take_over(self, now: float, unbroken: bool) -> None:
+        """Begin to lead: from what Redis has, or where it was flushed from what we had.
+
+        Where another beat may have led since, central is asked first, and memory is what is left
+        where it does not answer.
+        """
+        remembers = self._led and (self._informed or self._trust_memory_at > 0)
+        self._trust_memory_at = 0.0
         if self.board.state.whole():
             self.board.load()
             self._informed = True
-        elif self._led and self._informed:
-            self.board.rewrite()
-            self.board.view.look_at_all()
+        elif remembers and unbroken and self._informed:
+            self._go_on_from_memory()
         else:
             self._informed = False
+            self._asking.forget()
+            self._trust_memory_at = now + PATIENCE if remembers else 0.0
         self._led = True
         self._doubt(self.board.state.planned())
 
@@ -173,6 +188,9 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         for it could be one too many.
         """
         answer = self._asking.answer(queues.SCHEDULE_STATE)
+        if answer is None and 0 < self._trust_memory_at <= now:
+            self._go_on_from_memory()
+            return True
         if answer is None:
             return False
         self.board.begin_anew(answer)
@@ -180,6 +198,11 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         if answer:
             self._quiet_until = now + self.settings.lease_seconds
         return True
+
+    def _go_on_from_memory(self) -> None:
+        self.board.rewrite()
+        self.board.view.look_at_all()
+        self._informed, self._trust_memory_at = True, 0.0
 
     def _mind_the_clock(self, now: float) -> None:
         if now < self._ticked - CLOCK_STEP:

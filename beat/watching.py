@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 import redis
@@ -19,6 +19,7 @@ import redis
 from beat.alerts import Changes, Open, Seen, Telling, decide
 from beat.gathering import Gathering, now
 from beat.leader import who_leads
+from beat.questions import publish
 from tasks.catalog import Catalog, NewNotice
 from tasks.notices import ALERTS, Delivery, targets
 from virtvault import runs, schemas
@@ -35,14 +36,16 @@ LOOKING_KEY = "virtvault:watch:looking"
 DELIVERING_KEY = "virtvault:watch:delivering"
 # Seconds without a look asked for by beat until central looks by itself.
 UNASKED = 60
-# Seconds a look, or a round of deliveries, excludes others where its process is killed.
-EXCLUSIVE = 120
+# Seconds a look, or one delivery, excludes others where its process is killed.
+EXCLUSIVE = 30
 # Seconds between two looks of each central worker at what there is to do.
-PAUSE = 5.0
+PAUSE = 2.0
 # Freshness is looked at again after so many times as long as that took.
 REST = 30.0
 # Alerts that one notice lists; of more it tells the number.
 LISTED = 500
+# Alerts of one look that the log tells one by one.
+LOGGED = 20
 DAY = 86_400.0
 # Seconds until a notice that was given up is no longer shown, where nothing was sent there since.
 UNDELIVERED = 7 * DAY
@@ -77,6 +80,8 @@ class Watch:
                 self._tidy_again = time.monotonic() + DAY
                 self._tidy(at)
         try:
+            # Beat reads them there, and Redis may have been flushed.
+            publish(self._catalog, self._client)
             self._client.set(LOOKED_KEY, _text(at), ex=UNASKED)
         except redis.RedisError as error:
             log.info("that was not noted: %s", error)
@@ -87,7 +92,7 @@ class Watch:
         if not self._delivery.due(clock()):
             return 0
         with self._alone(DELIVERING_KEY) as alone:
-            return self._delivery.round(clock()) if alone else 0
+            return self._delivery.round(clock(), self._still_delivering) if alone else 0
 
     def start(self) -> threading.Thread:
         """Deliver, and look where nobody asks for it, from a thread of its own."""
@@ -169,8 +174,10 @@ class Watch:
         told = changes.tellings
         if not (changes.opened or changes.closed or told):
             return
-        for telling in told:
+        for telling in told[:LOGGED]:
             log.warning("alert %s: %s", telling.event, telling.words)
+        if len(told) > LOGGED:
+            log.warning("and %d more; `virtvault alerts` lists them", len(told) - LOGGED)
         notices = [
             NewNotice(f"alerts-{uuid.uuid4().hex}", target, _payload(told))
             for target in (targets(self._settings) if told else ())
@@ -185,6 +192,10 @@ class Watch:
             opened = datetime.fromisoformat(alert.opened)
             if alert.kind == "notice" and (at - opened).total_seconds() > UNDELIVERED:
                 self._catalog.close_alert(alert.kind, alert.subject, _text(at))
+
+    def _still_delivering(self) -> None:
+        with suppress(redis.RedisError):
+            self._client.expire(DELIVERING_KEY, EXCLUSIVE)
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[bool]:

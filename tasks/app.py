@@ -29,7 +29,13 @@ def control_app(settings: Settings) -> Celery:
 
 def central_app(settings: Settings) -> Celery:
     """The app of the central worker: recording and sweeping."""
-    return _consumer(settings, queues.CENTRAL, 4)
+    app = _consumer(settings, queues.CENTRAL, 4)
+    # Its tasks take milliseconds. Without prefetch Celery looks for the next message once a second
+    # when all threads were busy: 4 records a second, and a fleet's night has 150 000.
+    app.conf.update(worker_disable_prefetch=False, worker_prefetch_multiplier=16)
+    # What was prefetched by a central worker that was killed comes back soon; twice is harmless.
+    app.conf.broker_transport_options["visibility_timeout"] = 60
+    return app
 
 
 def _consumer(settings: Settings, queue: str, threads: int) -> Celery:

@@ -9,6 +9,7 @@ from celery import Celery
 
 from tasks import ends
 from tasks.catalog import Catalog
+from tasks.known_hosts import put_back
 from tasks.sweep import sweep
 from virtvault import queues, schemas
 from virtvault.errors import VirtvaultError
@@ -65,3 +66,4 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
     @app.task(name=queues.SWEEP, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
     def sweep_task() -> None:
         sweep(app, client)
+        put_back(catalog, client)

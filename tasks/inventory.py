@@ -78,22 +78,22 @@ class Teller:
 
         :raises redis.RedisError: Redis is away.
         """
-        told = self._told
+        told, seen = self._told, now()
         at = told.at if told else ""
-        key, seen = queues.inventory_key(self._host), now()
-        # How the inventory that holds begins: Redis may have been flushed, or lost its last second.
+        alive = json.dumps({"host": self._host, "seen": seen, "at": at})
+        key = queues.inventory_key(self._host)
+        # How what holds begins: Redis may have been flushed, or have lost its last second.
         begins = json.dumps({"host": self._host, "at": at})[:-1].encode()
+        known = self._client.getrange(key, 0, len(begins) - 1) == begins
+        # Together: who has seen ``at`` must not find an older inventory, and keep it.
         with self._client.pipeline() as pipe:
-            pipe.getrange(key, 0, len(begins) - 1)
-            alive = json.dumps({"host": self._host, "seen": seen, "at": at})
             pipe.set(queues.host_key(self._host), alive, ex=HEARTBEAT * 3)
             pipe.hset(queues.HOSTS_KEY, self._host, seen)
-            known = pipe.execute()[0] == begins
             if told and not known:
                 pipe.set(key, json.dumps(schemas.dump(told)))
                 fields: dict[Any, Any] = {"host": self._host, "at": at}
                 pipe.xadd(queues.INVENTORY_STREAM, fields, maxlen=STREAM_LENGTH)
-                pipe.execute()
+            pipe.execute()
 
     def record(self) -> None:
         """Have central record what there is, where it has changed since it was given to the spool.

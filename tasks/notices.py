@@ -35,7 +35,7 @@ FIRST, LONGEST, GIVE_UP = 15.0, 900.0, 86_400.0
 
 
 class NotDelivered(Exception):
-    """Why somebody did not take a notice."""
+    """Why a notice was not sent at all."""
 
 
 def targets(settings: Settings) -> list[str]:
@@ -55,8 +55,11 @@ class Delivery:
         """Whether anything is to be sent."""
         return bool(self._catalog.due_notices(_text(now), 1))
 
-    def round(self, now: datetime) -> int:
-        """Send what is due at ``now``; gives how many notices were taken by somebody."""
+    def round(self, now: datetime, alone: Callable[[], object] = bool) -> int:
+        """Send what is due at ``now``; gives how many notices were taken by somebody.
+
+        :param alone: called before each is sent; the lock is to be held for that long.
+        """
         due = self._catalog.due_notices(_text(now), AT_ONCE)
         letters: dict[str, list[Notice]] = {}
         sent, refused = 0, dict[str, str]()
@@ -64,11 +67,14 @@ class Delivery:
         for notice in due:
             if time.monotonic() > until:
                 break
+            alone()
             if notice.target.startswith(MAILTO):
                 letters.setdefault(notice.target, []).append(notice)
             else:
                 sent += self._try([notice], self._posting(notice), now, refused)
-        for target, waiting in letters.items():
+        for target, found in letters.items():
+            alone()
+            waiting = sorted(found, key=lambda notice: notice.at)
             if _waited(waiting, now) >= self._settings.notify.email_wait:
                 sent += self._try(waiting, self._mailing(target, waiting), now, refused)
         return sent
@@ -114,7 +120,9 @@ class Delivery:
                 raise NotDelivered(refused[subject])
             send()
         except Exception as error:  # whatever it is: it must not keep others from their notices
-            why = refused[subject] = str(error) or type(error).__name__
+            why = str(error) or type(error).__name__
+            if not isinstance(error, NotDelivered):
+                refused[subject] = why
             log.warning("%d notices to %s are not delivered: %s", len(notices), subject, why)
             for notice in notices:
                 self._failed(notice, subject, why, now)

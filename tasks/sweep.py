@@ -1,12 +1,14 @@
 """The sweep: runs that no living worker holds are published again under the same task id.
 
-A run is lost when it has no lease, its queue is empty (so its message is not just waiting), and
-it was so for a grace time. Publishing one that was not lost costs a look: the second delivery
-finds the first at work and steps aside, or finds the committed point and returns it.
+A run is lost when it has no lease, its message is not in its queue, and it was so for a grace
+time. That is so, too, where who recorded it died before it published the message. Publishing one
+that was not lost costs a look: the second delivery finds the first at work and steps aside, or
+finds the committed point and returns it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from typing import Any
@@ -32,6 +34,7 @@ READY = ("SUCCESS", "FAILURE", "REVOKED")
 def sweep(app: Celery, client: redis.Redis) -> list[str]:
     """Publish lost runs again; gives their task ids."""
     published = []
+    waiting: dict[str, set[str]] = {}
     members: Any = client.smembers(queues.OPEN_RUNS_KEY)
     for task_id in sorted(member.decode() for member in members):
         run = RunRecord.read(client, task_id)
@@ -44,7 +47,9 @@ def sweep(app: Celery, client: redis.Redis) -> list[str]:
         if app.backend.get_task_meta(task_id, cache=False)["status"] in READY:
             replace(run, state="ended").write(client)
             continue
-        if client.llen(run.queue):
+        if run.queue not in waiting:
+            waiting[run.queue] = _waiting(client, run.queue)
+        if task_id in waiting[run.queue]:
             client.delete(_suspect_key(task_id))
             continue
         # Redis' own clock: suspected now, lost when still so after the grace time.
@@ -58,6 +63,12 @@ def sweep(app: Celery, client: redis.Redis) -> list[str]:
         publish(app, run)
         published.append(task_id)
     return published
+
+
+def _waiting(client: redis.Redis, queue: str) -> set[str]:
+    """The task ids of the messages in a queue."""
+    messages: Any = client.lrange(queue, 0, -1)
+    return {json.loads(message)["headers"]["id"] for message in messages}
 
 
 def _suspect_key(task_id: str) -> str:

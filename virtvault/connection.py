@@ -20,8 +20,8 @@ from virtvault.whereabouts import Place, locate, of_two_minds
 
 __all__ = ["Connection"]
 
-# Hypervisors that are asked for a domain that none has told of: a question to each is nothing for
-# a few, and no way to answer a misspelt name in a fleet.
+# So many hypervisors at most are asked for a domain that none has told of: a question to each is
+# nothing for a few, and no way to answer a misspelt name in a fleet.
 ASKED = 16
 
 
@@ -93,7 +93,7 @@ class Connection:
             asked = sorted({place.host for place in places if place.runs})
         else:
             # One that was defined just now is found by asking.
-            asked = living[:ASKED] if not places else []
+            asked = living if not places and len(living) <= ASKED else []
         if asked:
             now = [d for d in self._domains_now(asked) if name in (d.name, d.uuid)]
             places = [place for place in places if place.host not in asked]
@@ -124,12 +124,15 @@ class Connection:
 
         :raises NotReachable: it is silent; work sent to it would lie in its queue unseen.
         """
+        return self._alive(host).info()
+
+    def _alive(self, host: str) -> Said:
         found = self.inventories.one(host)
         if found is None:
             raise _never(host)
         if not found.alive:
             raise _gone(found)
-        return found.info()
+        return found
 
     def _domains_now(self, hosts: Sequence[str]) -> list[DomainInfo]:
         """The domains of living hypervisors, asked just now and all at once."""
@@ -138,7 +141,7 @@ class Connection:
         return [schemas.load(DomainInfo, item) for answer in answers for item in answer]
 
     def _ask(self, host: str, task: str, *arguments: Any, **named: Any) -> Any:
-        self._host(host)
+        self._alive(host)
         return self._question(queues.control_queue(host), task, *arguments, **named)
 
     def _question(self, queue: str, task: str, *arguments: Any, **named: Any) -> Any:

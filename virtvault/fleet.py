@@ -54,14 +54,21 @@ class Fleet(StoredPoints):
         return [schemas.load(PolicyVersion, item) for item in answer]
 
     def preview(
-        self, document: PolicyDocument | None = None, *, hours: int = 24, limit: int = 1000
+        self,
+        document: PolicyDocument | None = None,
+        *,
+        hours: int = 24,
+        limit: int = 1000,
+        domain: str = "",
     ) -> Preview:
         """What policies (those in force, or ``document``) would do in the next ``hours``.
 
         :param limit: so many runs at most are listed; the preview counts all.
+        :param domain: name, uuid or ``host/name`` of the only one that is looked at.
+        :raises UnknownDomain: no hypervisor has it.
         """
         plain = None if document is None else schemas.dump(document)
-        answer = self._question(queues.CENTRAL, queues.PREVIEW, plain, hours, limit)
+        answer = self._question(queues.CENTRAL, queues.PREVIEW, plain, hours, limit, domain)
         return schemas.load(Preview, answer)
 
     # -- the fleet ----------------------------------------------------------------------------

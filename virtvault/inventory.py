@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
@@ -21,6 +22,7 @@ from virtvault.whereabouts import UNKNOWN, UNREACHABLE
 
 __all__ = ["Inventories", "Said"]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -36,14 +38,32 @@ class _Text:
         """Whether it is still what its hypervisor says, by a sign of life."""
         return bool(self.raw) and self._at == beat.get("at")
 
+    def told_again(self, beat: dict[str, Any]) -> _Text:
+        """The same, and what was read of it, after a sign of life that names another time."""
+        self._at = beat.get("at", "")
+        return self
+
     @cached_property
     def read(self) -> Inventory | None:
         """None where there is none, or none that we understand: one must not hide the others."""
+        return self._loaded(lambda plain: schemas.load(Inventory, plain))
+
+    @cached_property
+    def head(self) -> tuple[Inventory, int] | None:
+        """Without its domains, and how many these are: to load them takes most of the time."""
+        return self._loaded(
+            lambda plain: (
+                schemas.load(Inventory, {**plain, "domains": []}),
+                len(plain["domains"]),
+            )
+        )
+
+    def _loaded(self, load: Callable[[Any], T]) -> T | None:
         if not self.raw:
             return None
         try:
-            return schemas.load(Inventory, json.loads(self.raw))
-        except (InvalidRequest, ValueError) as error:
+            return load(json.loads(self.raw))
+        except (InvalidRequest, ValueError, TypeError, KeyError) as error:
             log.warning("the inventory of %s is left out: %s", self._host, error)
             return None
 
@@ -65,20 +85,22 @@ class Said:
     @property
     def certain(self) -> bool:
         """Whether its domains are so now: it lives, and its libvirt answers."""
-        return self.alive and self.inventory is not None and not self.inventory.trouble
+        head = self._text.head
+        return self.alive and head is not None and not head[0].trouble
 
     def info(self) -> HostInfo:
         """It as an operator sees it."""
-        said = self.inventory
-        if said is None:
+        head = self._text.head
+        if head is None:
             return HostInfo(self.host, self.alive, self.seen)
+        said, domains = head
         return HostInfo(
             host=self.host,
             alive=self.alive,
             seen=self.seen,
             libvirt=said.versions.get("libvirt", ""),
             qemu=said.versions.get("qemu", ""),
-            domains=len(said.domains),
+            domains=domains,
             repositories=tuple(one.name for one in said.repositories),
             storage=said.repositories,
             trouble=said.trouble,
@@ -131,12 +153,11 @@ class Inventories:
         }
         for host in stale:
             if texts[host].raw == known[host].raw:
-                texts[host] = known[host]
-        self._texts = {host: texts.get(host) or known[host] for host in sorted(seen)}
-        return {
-            host: Said(host, bool(beats[host]), seen[host], text)
-            for host, text in self._texts.items()
-        }
+                texts[host] = known[host].told_again(beats[host])
+        # Several threads may look at once: each goes by what it has read itself.
+        now = {host: texts.get(host) or known[host] for host in sorted(seen)}
+        self._texts = now
+        return {host: Said(host, bool(beats[host]), seen[host], text) for host, text in now.items()}
 
     def one(self, host: str) -> Said | None:
         """One hypervisor; None where nothing was ever heard of it.

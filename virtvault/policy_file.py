@@ -14,7 +14,8 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError
 from marshmallow import fields as f
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from virtvault.errors import InvalidRequest
@@ -56,7 +57,11 @@ def read(text: str, where: str) -> PolicyDocument:
     problems: list[tuple[int, str]] = []
     lines: dict[Path, int] = {}
     root = _compose(text, where)
-    data = _Reader(lines, problems).value(root, ())
+    reader = _Reader(lines, problems)
+    try:
+        data = reader.value(root, ())
+    except _Endless:
+        raise _refusal(problems, where) from None
     document: Any = None
     if isinstance(data, dict):
         try:
@@ -66,6 +71,7 @@ def read(text: str, where: str) -> PolicyDocument:
                 (_line(lines, path), f"{_dotted(path)}: {_said(path, words)}")
                 for path, messages in _flat(error.messages)
                 for words in messages
+                if path not in reader.unread
             ]
     elif not problems:
         problems.append((root.start_mark.line, "must be a mapping with `policies:`"))
@@ -109,7 +115,7 @@ def _compose(text: str, where: str) -> Node:
     yaml = YAML(typ="safe", pure=True)
     yaml.composer.warn_double_anchors = False
     try:
-        root: Node | None = yaml.compose(text)  # type: ignore[no-untyped-call]
+        root: Node | None = yaml.compose(text)
     except YAMLError as error:
         raise _refusal([_syntax(error, text)], where) from None
     except RecursionError:
@@ -132,12 +138,18 @@ def _syntax(error: YAMLError, text: str) -> tuple[int, str]:
     return mark.line, f"is not YAML: {problem}" + (f" ({context})" if context else "")
 
 
+class _Endless(Exception):
+    """A document that is endless by its aliases, or as good as that."""
+
+
 class _Reader:
     """Makes plain data of nodes, and notes the line of each value."""
 
     def __init__(self, lines: dict[Path, int], problems: list[tuple[int, str]]) -> None:
         self._lines = lines
         self._problems = problems
+        # Where there is something that could not be read, and so is not what is there.
+        self.unread: set[Path] = set()
         self._count = 0
         self._open: list[Node] = []
 
@@ -145,12 +157,11 @@ class _Reader:
         self._lines.setdefault(path, node.start_mark.line)
         self._count += 1
         if self._count > MOST or any(node is above for above in self._open):
-            if self._count != MOST + 2:
-                self._problem(node, path, "its aliases make it grow without measure")
-            self._count = MOST + 1
-            return None
+            self._problems[:] = [(node.start_mark.line, "its aliases make it grow without measure")]
+            raise _Endless
         if not (node.tag or "").startswith(CORE):
             self._problem(node, path, f"tags such as {node.tag} mean nothing here")
+            self.unread.add(path)
             return None
         self._open.append(node)
         try:
@@ -158,6 +169,7 @@ class _Reader:
                 return self._mapping(node, path)
             if isinstance(node, SequenceNode):
                 return [self.value(item, (*path, n)) for n, item in enumerate(node.value)]
+            assert isinstance(node, ScalarNode)
             return _scalar(node)
         finally:
             self._open.pop()
@@ -194,7 +206,7 @@ class _Reader:
         self._problems.append((node.start_mark.line, _at(path) + words))
 
 
-def _scalar(node: Node) -> Any:
+def _scalar(node: ScalarNode) -> Any:
     text = str(node.value)
     if node.style is not None or node.tag == f"{CORE}str":
         return text
@@ -232,7 +244,7 @@ def _said(path: Path, words: str) -> str:
     if words != "Unknown field":
         return WORDS.get(words, words[:1].lower() + words[1:])
     known = sorted(_fields(path[:-1]))
-    near = difflib.get_close_matches(str(path[-1]), known, 1)
+    near = difflib.get_close_matches(str(path[-1]), known, 1, 0.7)
     meant = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return f"unknown field; {meant}"
 
@@ -265,23 +277,23 @@ def _at(path: Path) -> str:
 
 
 def _cut(text: str, number: int, where: str) -> str:
-    """Without the lines of one policy; what comments stand right above the next one stay."""
+    """Without the lines of one policy, and the comment right above it."""
     root = _compose(text, where)
     sequence = next(item for key, item in root.value if key.value == "policies")
     items = sequence.value
+    if sequence.flow_style or len(items) == 1:
+        return ""  # no lines of its own, or what is left is no list: left to the writer
     lines = text.splitlines(keepends=True)
     first = items[number].start_mark.line
-    if number + 1 < len(items):
-        last = items[number + 1].start_mark.line
-    else:
-        last = min(sequence.end_mark.line, len(lines)) or len(lines)
+    following = items[number + 1].start_mark if number + 1 < len(items) else sequence.end_mark
+    last = following.line
     while last > first + 1 and re.match(r"\s*(#|$)", lines[last - 1]):
         last -= 1
-    left = lines[:first] + lines[last:]
-    if len(items) == 1:
-        at = sequence.start_mark.line - 1
-        left[at] = re.sub(r"policies:", "policies: []", left[at], count=1)
-    return "".join(left)
+    while re.match(r"\s*#", lines[first - 1]):
+        first -= 1
+    while number + 1 == len(items) and not lines[first - 1].strip():
+        first -= 1  # what parted it from the one above
+    return "".join(lines[:first] + lines[last:])
 
 
 def _rewritten(text: str, number: int) -> str:
@@ -289,8 +301,8 @@ def _rewritten(text: str, number: int) -> str:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 1000
-    data = yaml.load(text)  # type: ignore[no-untyped-call]
+    data = yaml.load(text)
     del data["policies"][number]
     written = io.StringIO()
-    yaml.dump(data, written)  # type: ignore[no-untyped-call]
+    yaml.dump(data, written)
     return written.getvalue()

@@ -79,6 +79,8 @@ EVENTS_STREAM = "virtvault:events"
 ENDS_STREAM = "virtvault:ends"
 # Bounded stream: a hypervisor's inventory has changed (`host`).
 INVENTORY_STREAM = "virtvault:inventory"
+# There while Redis has not been flushed since central put back the hypervisors that are gone.
+INVENTORY_KEPT_KEY = "virtvault:inventory-kept"
 # The policies in force, JSON of models.PolicyVersion without its text; beat reads them here.
 POLICIES_KEY = "virtvault:policies"
 # Beat's own keys lie below this prefix (beat/state.py).

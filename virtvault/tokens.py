@@ -113,7 +113,7 @@ class TokenFile:
         expires = _moment(now + timedelta(seconds=seconds)) if seconds else ""
         made = Token(name, role, _hash(secret), _moment(now), expires)
         try:
-            _TokenSchema().load({k: v for k, v in schemas.dump(made).items() if v})
+            _TokenSchema().load(_plain(made))
         except ValidationError as error:
             raise InvalidRequest(
                 f"Token {name!r} cannot be: {error.messages}.", "Mend that."
@@ -152,7 +152,11 @@ class TokenFile:
                 f"has mode {stat.S_IMODE(found.st_mode):04o}: others may read or change it",
                 f"`chmod 600 {self._path}`, and make its tokens anew where others could read it.",
             )
-        if found.st_uid not in (0, os.geteuid()):
+        trusted = {0, os.geteuid()}
+        if os.geteuid() == 0:
+            # Root looks after the file of the user that Flower runs as: whose the directory is.
+            trusted.add(self._path.parent.stat().st_uid)
+        if found.st_uid not in trusted:
             raise self._unusable(
                 f"belongs to user {found.st_uid}, and we are {os.geteuid()}",
                 f"`chown {os.geteuid()} {self._path}`, where its tokens are yours.",
@@ -182,18 +186,20 @@ class TokenFile:
             os.close(descriptor)
 
     def _write(self, tokens: tuple[Token, ...]) -> None:
-        plain = [{k: v for k, v in schemas.dump(token).items() if v} for token in tokens]
-        # Root makes tokens for the user that Flower runs as: whose the directory is.
         owner = self._path if self._path.exists() else self._path.parent
         uid = owner.stat().st_uid
         new = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             if os.geteuid() == 0:
                 os.fchown(file.fileno(), uid, -1)
-            json.dump({"tokens": plain}, file, indent=2)
+            json.dump({"tokens": [_plain(token) for token in tokens]}, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._path)
+
+
+def _plain(token: Token) -> dict[str, str]:
+    return {name: value for name, value in schemas.dump(token).items() if value or name == "name"}
 
 
 def _hash(secret: str) -> str:

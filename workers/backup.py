@@ -32,7 +32,7 @@ from workers.images import is_whole_file
 from workers.isolation import Names
 from workers.jobs import Detached
 from workers.journal import HeldElsewhere, Run
-from workers.plan import DiskPlan, decide
+from workers.plan import DiskPlan, FullWanted, decide
 from workers.record import complete, result
 from workers.recovery import Undo, settle
 from workers.repository import DirectoryRepository, open_repository
@@ -301,6 +301,7 @@ class Backup:
             self.repository.id,
             self.repository.parents(self.run.uuid, disk.target),
             bitmap=self.request.bitmap,
+            wanted=FullWanted(self.request.full_points, self.request.full_days, datetime.now(UTC)),
         )
         if plan.parent and (reason := capture.veto(disk, plan)):
             plan = DiskPlan("full", reason=reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import threading
 import weakref
 import xml.etree.ElementTree as ElementTree
@@ -42,6 +43,7 @@ STATES = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
+METADATA = re.compile(r"<metadata>.*</metadata>", re.DOTALL)
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 # Seconds until a start counts as hung: large memory, passed-through devices and slow storage take
@@ -400,7 +402,7 @@ def state_word(state: int, reason: int) -> str:
 
 
 def _described(domain: libvirt.virDomain, host: str) -> DomainInfo:
-    root = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314  libvirt wrote it
+    root = _root(domain.XMLDesc(), domain.name())
     found = root.findall("./devices/disk[@device='disk']/target")
     return DomainInfo(
         name=domain.name(),
@@ -412,6 +414,16 @@ def _described(domain: libvirt.virDomain, host: str) -> DomainInfo:
         labels=labels_in(root),
         transient=not domain.isPersistent(),
     )
+
+
+def _root(xml: str, name: str) -> ElementTree.Element:
+    """A domain's XML, read as far as it can be."""
+    # Libvirt wrote it, and yet takes a prefix in metadata that nobody has declared.
+    try:
+        return ElementTree.fromstring(xml)  # noqa: S314
+    except ElementTree.ParseError as error:
+        log.warning("the metadata of domain %s is left out: %s", name, error)
+        return ElementTree.fromstring(METADATA.sub("", xml))  # noqa: S314
 
 
 def _translated(error: libvirt.libvirtError, what: str) -> Exception:

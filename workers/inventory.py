@@ -8,6 +8,7 @@ holds up nobody.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import libvirt
 
-from virtvault.errors import DomainStopped, InvalidSettings, VirtvaultError
+from virtvault.errors import DomainStopped, InvalidSettings, MonitorError, VirtvaultError
 from virtvault.models import DomainInfo, Inventory, RepositoryInfo
 from virtvault.settings import Settings
 from virtvault.whereabouts import SHUT_OFF
@@ -27,6 +28,8 @@ from workers.repository import open_repository
 from workers.repository.directory import IDENTITY
 
 __all__ = ["BOOT_TESTS", "Stocktaking", "differs", "of_this_host"]
+
+log = logging.getLogger(__name__)
 
 # Domains of ours that stand for the time of a boot test, and are nobody's.
 BOOT_TESTS = "virtvault-verify-"
@@ -114,9 +117,9 @@ class _Domains:
 
         :raises NotReachable: libvirt does not answer; what was not brought up to date will be.
         """
-        self._listen()
         # Before the look, so that what comes during it is looked at again.
         self.woken.clear()
+        self._listen()
         with self._lock:
             changed, self._changed = self._changed, set()
         try:
@@ -135,10 +138,10 @@ class _Domains:
             if name.startswith(BOOT_TESTS):
                 continue
             known = self._known.get(uuid)
-            if known is None or uuid in due or uuid not in self._read or known.name != name:
-                known = self._describe(uuid)
-            elif known.state != state:
-                known = replace(known, state=state)
+            bare = DomainInfo(name, uuid, self._hypervisor.settings.host, state)
+            known = replace(known or bare, name=name, state=state)
+            if uuid in due or uuid not in self._read:
+                known = self._describe(known)
             if known is not None:
                 found[uuid] = self._aged(known)
         self._known = found
@@ -149,14 +152,17 @@ class _Domains:
         old = sorted((when, uuid) for uuid, when in self._read.items())[:PORTION]
         return {uuid for when, uuid in old if time.monotonic() - when > AGAIN}
 
-    def _describe(self, uuid: str) -> DomainInfo | None:
-        """One domain, None where it is gone meanwhile."""
+    def _describe(self, known: DomainInfo) -> DomainInfo | None:
+        """One domain as it is now, None where it is gone meanwhile."""
         began = time.monotonic()
         try:
-            found = self._hypervisor.describe(uuid)
+            found = self._hypervisor.describe(known.uuid)
         except DomainStopped:
             return None
-        self._read[uuid] = began
+        except MonitorError as error:  # one that is ill must not hide the others
+            log.warning("domain %s is told as it was known: %s", known.name, error)
+            found = known
+        self._read[known.uuid] = began
         return found
 
     def _aged(self, domain: DomainInfo) -> DomainInfo:

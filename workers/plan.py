@@ -3,13 +3,14 @@
 An incremental needs the parent point present and intact in the repository, its bitmap present,
 recording, consistent and free on every layer down to the image that was active at the parent's
 instant, and the virtual size unchanged. Where anything of that is not certain the disk gets a
-full, and the reason goes into manifest and result.
+full, and the reason goes into manifest and result. So it is where a policy wants a new full.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from virtvault.models import PointDisk
 from workers.bitmap_names import OurBitmap, parse
@@ -18,6 +19,7 @@ from workers.disks import Disk
 __all__ = [
     "DiskPlan",
     "Evidence",
+    "FullWanted",
     "ParentDisk",
     "decide",
 ]
@@ -27,11 +29,25 @@ __all__ = [
 class ParentDisk:
     """One disk of a stored point as the planner sees it.
 
-    ``trouble`` says why nothing may build on it, empty where something may.
+    ``trouble`` says why nothing may build on it, empty where something may. ``merged`` are the
+    points that prune has folded into it.
     """
 
     disk: PointDisk
     trouble: str = ""
+    merged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FullWanted:
+    """When a chain is long or old enough: at so many points, or UTC days since its full; 0: never.
+
+    ``now`` is aware.
+    """
+
+    points: int
+    days: int
+    now: datetime
 
 
 @dataclass(frozen=True)
@@ -68,10 +84,12 @@ def decide(
     parents: Mapping[str, ParentDisk],
     *,
     bitmap: str = "",
+    wanted: FullWanted | None = None,
 ) -> DiskPlan:
     """Plan one disk. ``parents`` maps the ids of this domain's points that hold this disk.
 
     :param bitmap: a bitmap of the user's on the active layer that marks what to copy as well.
+    :param wanted: when an incremental that could be made is to be a full all the same.
     """
     if asked == "none":
         return DiskPlan("none", counts=False)
@@ -84,6 +102,8 @@ def decide(
     if asked == "full":
         return DiskPlan("full")
     plan = _incremental(disk, repository_id, parents)
+    if plan.parent and wanted and (reason := _due(plan.parent, parents, wanted)):
+        return _full(reason)
     if plan.parent and bitmap:
         return replace(plan, sources=(*plan.sources, (disk.node, bitmap)))
     return plan
@@ -130,6 +150,23 @@ def _incremental(disk: Disk, repository_id: str, parents: Mapping[str, ParentDis
             continue
         return DiskPlan("incremental", point, "", sources, evidence=evidence)
     return _full("; ".join(problems))
+
+
+def _due(parent: str, parents: Mapping[str, ParentDisk], wanted: FullWanted) -> str:
+    """Why the point that would stand on ``parent`` is to be a full, empty where it is not."""
+    chain = [parent]
+    while (below := parents[chain[-1]].disk.parent) in parents and below not in chain:
+        chain.append(below)
+    if wanted.points and len(chain) >= wanted.points:
+        return f"the chain has {len(chain)} points: the policy wants a full after {wanted.points}"
+    # Ids begin with the time. What is merged has the data of the oldest.
+    oldest = min((chain[-1], *parents[chain[-1]].merged))
+    taken = datetime.strptime(oldest[:8], "%Y%m%d").date()
+    # Days of the calendar: a run that begins a second earlier than last week is not put off a day.
+    days = (wanted.now.astimezone(UTC).date() - taken).days
+    if wanted.days and days >= wanted.days:
+        return f"the chain's full is {days} days old: the policy wants one after {wanted.days}"
+    return ""
 
 
 def _newest_first(points: Iterable[str], parents: Mapping[str, ParentDisk]) -> list[str]:

@@ -114,7 +114,10 @@ class _Verify:
         # Ids begin with the time: the oldest first.
         self.uuids = {}
         where = _where(repository)
-        for point in sorted(set(request.points)):
+        points = request.points or (
+            (begun.point,) if begun else (_newest_good(repository, request),)
+        )
+        for point in sorted(set(points)):
             if point in where:
                 self.uuids[point] = where[point]
             elif begun is None:
@@ -361,6 +364,23 @@ class _Verify:
     def _targets(self, point: str) -> list[str]:
         known = self._of(point).points.get(point)
         return [disk.target for disk in known.disks] if known else []
+
+
+def _newest_good(repository: DirectoryRepository, request: VerifyRequest) -> str:
+    """The newest point of the domain asked for that nothing bad is known of.
+
+    :raises UnknownPoint: it has none.
+    """
+    statuses = repository.statuses(request.domain)
+    good = {status.point for status in statuses if status.state == "ok"}
+    points = [point for point in repository.points(request.domain) if point.id in good]
+    if not points:
+        raise UnknownPoint(
+            f"Domain {request.domain} has no good point in repository {repository.name}: there are "
+            f"{len(statuses)} in all.",
+            "Back it up; `virtvault points` says how its points are.",
+        )
+    return max(points, key=lambda point: (point.instant, point.id)).id
 
 
 def _lied(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from virtvault.models import RunInfo
 
 __all__ = ["Runs"]
 
+FIELDS = tuple(RunInfo.__dataclass_fields__)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -53,13 +55,13 @@ class Runs(Database):
         if policy:
             query = query.where(SlotRow.policy == policy)
         with self._reading() as session:
-            return [_info(*row) for row in session.execute(query)]
+            return [_info(row) for row in session.execute(query)]
 
     def run(self, task_id: str) -> RunInfo | None:
         """One run's end."""
         with self._reading() as session:
             row = session.execute(_infos().where(RunRow.task_id == task_id)).first()
-            return None if row is None else _info(*row)
+            return None if row is None else _info(row)
 
     def request(self, task_id: str) -> dict[str, Any] | None:
         """What a run that ended was asked, as its hypervisor was; None where none is known."""
@@ -92,7 +94,7 @@ class Runs(Database):
         wanted = select(newest.label("task_id")).where(uuids.c.uuid.is_not(None)).subquery()
         query = _infos().join(wanted, wanted.c.task_id == RunRow.task_id)
         with self._reading() as session:
-            return {row.uuid: _info(row, *rest) for row, *rest in session.execute(query)}
+            return {row.uuid: _info(row) for row in session.execute(query)}
 
     def add_callback(self, task_id: str, url: str, at: str = "") -> None:
         """Tell ``url`` of the end of a task, also where that was recorded already.
@@ -163,39 +165,22 @@ def _rank(row: RunRow) -> tuple[bool, str, str]:
 def _call_back(session: Session, callback: CallbackRow, at: str) -> None:
     row = session.execute(_infos().where(RunRow.task_id == callback.task_id)).first()
     assert row is not None
-    info = _info(*row)
+    info = _info(row)
     put_notice(
         session, f"callback-{info.task_id}-{info.state}", callback.url, schemas.dump(info), at
     )
 
 
-def _infos() -> Select[Any, Any, Any]:
-    """Runs, each with the policy and the slot that its task filled."""
+def _infos() -> Select[Any]:
+    """Runs, each with the policy and the slot that its task filled, as :func:`_info` takes them."""
+    columns = [getattr(SlotRow if name in ("policy", "slot") else RunRow, name) for name in FIELDS]
     filled = (SlotRow.task_id == RunRow.task_id) & SlotRow.state.in_(("dispatched", "failed"))
-    return select(RunRow, SlotRow.policy, SlotRow.slot).outerjoin(SlotRow, filled)
+    return select(*columns).select_from(RunRow).outerjoin(SlotRow, filled)
 
 
-def _info(row: RunRow, policy: str | None, slot: str | None) -> RunInfo:
-    return RunInfo(
-        task_id=row.task_id,
-        kind=row.kind,
-        host=row.host,
-        state=row.state,
-        started=row.started,
-        finished=row.finished,
-        domain=row.domain,
-        uuid=row.uuid,
-        repository=row.repository,
-        policy=policy or "",
-        slot=slot or "",
-        point=row.point,
-        sync=row.sync,
-        seconds=row.seconds,
-        transferred=row.transferred,
-        stored=row.stored,
-        error=row.error,
-        mend=row.mend,
-    )
+def _info(row: Iterable[Any]) -> RunInfo:
+    named = dict(zip(FIELDS, row, strict=True))
+    return RunInfo(**{**named, "policy": named["policy"] or "", "slot": named["slot"] or ""})
 
 
 def _seconds(started: str, finished: str) -> float:

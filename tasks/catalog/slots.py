@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, aliased
 
 from tasks.catalog.database import CHUNK, Database
@@ -14,10 +14,13 @@ from virtvault.models import SlotRecord
 
 __all__ = ["Slots"]
 
+T = TypeVar("T", SlotRow, ScheduleRow)
+
 # Of two records of one attempt the later state holds, whichever came first: a task that was sent
 # stays sent, whoever thought meanwhile that no beat ran.
 ORDER = ("missed", "skipped", "dispatched", "failed")
 FIELDS = tuple(SlotRecord.__dataclass_fields__)
+KEY = ("policy", "kind", "uuid", "slot", "attempt")
 PLACE = ("policy", "kind", "uuid", "slot", "attempt", "state", "at", "task_id")
 
 
@@ -93,14 +96,10 @@ class Slots(Database):
 
 
 def _put(session: Session, records: Sequence[SlotRecord]) -> None:
-    keys = {(r.policy, r.kind, r.uuid, r.slot, r.attempt) for r in records}
-    entry = tuple_(SlotRow.policy, SlotRow.kind, SlotRow.uuid, SlotRow.slot, SlotRow.attempt)
-    slots = {_key(row): row for row in session.scalars(select(SlotRow).where(entry.in_(keys)))}
-    entries = {(r.policy, r.kind, r.uuid) for r in records}
-    entry = tuple_(ScheduleRow.policy, ScheduleRow.kind, ScheduleRow.uuid)
+    slots = {_key(row): row for row in session.scalars(_those(SlotRow, records, KEY))}
     schedule = {
         (row.policy, row.kind, row.uuid): row
-        for row in session.scalars(select(ScheduleRow).where(entry.in_(entries)))
+        for row in session.scalars(_those(ScheduleRow, records, KEY[:3]))
     }
     for record in records:
         slot = slots.get(_key(record))
@@ -118,6 +117,16 @@ def _put(session: Session, records: Sequence[SlotRecord]) -> None:
         elif _place(record) > _place(newest):
             _take(newest, record, taken)
     session.flush()
+
+
+def _those(table: type[T], records: Sequence[SlotRecord], key: Sequence[str]) -> Select[T]:
+    """The rows that records are of, and perhaps some more.
+
+    Column by column: a list of whole keys would be looked for in turn, through no index.
+    """
+    return select(table).where(
+        *(getattr(table, name).in_({getattr(r, name) for r in records}) for name in key)
+    )
 
 
 def _key(slot: SlotRecord | SlotRow) -> tuple[str, str, str, str, int]:

@@ -134,6 +134,7 @@ class DomainRow(Base):
     targets: Mapped[list[Any]]
     labels: Mapped[dict[str, Any]]
     transient: Mapped[bool]
+    active: Mapped[str] = mapped_column(String)
 
 
 class RunRow(Base):

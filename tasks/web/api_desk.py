@@ -1,4 +1,4 @@
-"""What the REST API's operations have to work with, and how they refuse."""
+"""What the REST API's operations have to work with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.web.api_ends import Ends
+from tasks.web.api_errors import Refused
 from tasks.web.page_answers import Answers
 from virtvault import Client, queues, runs, schemas
 from virtvault.errors import UnknownPoint, UnknownTask
@@ -16,31 +17,10 @@ from virtvault.runs import RunRecord
 from virtvault.settings import Settings
 from virtvault.tokens import Token, TokenFile
 
-__all__ = ["Call", "Desk", "Refused"]
+__all__ = ["Call", "Desk"]
 
 # Questions at a time: each waits for an answer through Redis, for control_timeout at most.
 THREADS = 8
-
-
-class Refused(Exception):
-    """An answer other than what was asked for: an HTTP status and the error's three parts."""
-
-    def __init__(
-        self,
-        status: int,
-        error: str,
-        message: str,
-        mend: str,
-        *,
-        fields: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body: dict[str, Any] = {"error": error, "message": message, "mend": mend}
-        if fields is not None:
-            self.body["fields"] = dict(fields)
-        self.headers = dict(headers or {})
 
 
 @dataclass(frozen=True)

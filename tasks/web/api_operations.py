@@ -19,7 +19,8 @@ from uuid import uuid4
 from marshmallow import Schema, ValidationError
 
 from tasks.web import api_schemas as shapes
-from tasks.web.api_desk import Call, Desk, Refused
+from tasks.web.api_desk import Call, Desk
+from tasks.web.api_errors import Refused
 from virtvault import queues, schemas
 from virtvault.errors import InvalidRequest, NotReachable, UnknownDomain
 from virtvault.models import DomainStatus, Submission

@@ -8,30 +8,21 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from flower.options import options
 from marshmallow import ValidationError
 from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError, RequestHandler, stream_request_body, url
+from tornado.web import RequestHandler, stream_request_body, url
 
-from tasks.web.api_desk import Call, Desk, Refused
+from tasks.web.api_desk import Call, Desk
 from tasks.web.api_document import openapi
 from tasks.web.api_ends import Full
+from tasks.web.api_errors import Refused, no_number, no_twins, refuse_fields, refused
 from tasks.web.api_operations import OPERATIONS, Operation
 from tasks.web.page_answers import Answer
 from virtvault import schemas
-from virtvault.errors import (
-    BadInput,
-    DomainBusy,
-    InvalidSettings,
-    NotReachable,
-    PointBusy,
-    UnknownDomain,
-    UnknownPoint,
-    UnknownTask,
-    VirtvaultError,
-)
+from virtvault.errors import InvalidSettings, VirtvaultError
 from virtvault.handle import READY
 from virtvault.settings import Settings
 from virtvault.tokens import Token
@@ -42,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Bytes. The largest request of ours names a few hundred points.
 BODY_LIMIT = 64 * 1024
+# What is read of a body that is not wanted; of a longer one the connection is cut.
+READ_LIMIT = 2**20
 # Requests that may wait for a thread until new ones are refused.
 WAITING_LIMIT = 100
 # Seconds between two looks at a task that somebody waits for.
@@ -82,6 +75,7 @@ class Resource(RequestHandler):
     def initialize(self, desk: Desk, operations: Mapping[str, Operation], prefix: str) -> None:
         self.desk, self.operations, self.prefix = desk, operations, prefix
         self._body = bytearray()
+        self._refusal: Refused | None = None
         self._gone = asyncio.Event()
 
     def set_default_headers(self) -> None:
@@ -93,11 +87,61 @@ class Resource(RequestHandler):
     def check_xsrf_cookie(self) -> None:
         """Nothing: see above."""
 
-    async def prepare(self) -> None:
-        self.token = await self._caller()
+    def prepare(self) -> None:
+        # The body is read in any case: an answer before it would be lost with the connection.
+        connection: Any = self.request.connection
+        connection.set_max_body_size(READ_LIMIT)
+        try:
+            self._admit()
+        except Refused as refusal:
+            self._refusal = refusal
+
+    def data_received(self, chunk: bytes) -> None:
+        if self._refusal is None:
+            self._body += chunk
+            if len(self._body) > BODY_LIMIT:
+                self._body.clear()
+                self._refusal = Refused(
+                    413,
+                    "TooLarge",
+                    f"The body is larger than {BODY_LIMIT} bytes.",
+                    "Ask for less at a time.",
+                )
+
+    def on_connection_close(self) -> None:
+        self._gone.set()
+
+    async def get(self, path: str = "") -> None:
+        self._go_on()
+        call = await self._call(path)
+        if self.operation.way == "stream":
+            await self._stream(call)
+            return
+        answer = await self._ask(call)
+        if self.operation.way == "wait":
+            answer = await self._wait(call, answer)
+        self._answer(answer)
+
+    async def post(self, path: str = "") -> None:
+        self._go_on()
+        answer = await self._ask(await self._call(path))
+        if self.operation.task:
+            self.set_header("Location", f"{self.prefix}/v1/tasks/{answer['task_id']}")
+        self._answer(answer, 202)
+
+    async def refuse(self, path: str = "") -> None:
+        """No operation has one of these methods."""
+        self._go_on()
+
+    put = patch = delete = options = head = refuse
+
+    # -- admitting ----------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        self.token = self._caller()
         if not self.operations:
             raise Refused(404, "NotFound", "There is nothing here.", "GET /v1/openapi.json.")
-        operation = self.operations.get(self.request.method)
+        operation = self.operations.get(self.request.method or "")
         if operation is None:
             allowed = ", ".join(self.operations)
             raise Refused(
@@ -109,42 +153,12 @@ class Resource(RequestHandler):
             )
         self.operation = operation
         Call(self.token).demand(operation.role, f"{operation.method} {operation.path}")
-        length = self.request.headers.get("Content-Length", "0")
-        if length.isdigit() and int(length) > BODY_LIMIT:
-            raise Refused(
-                413,
-                "TooLarge",
-                f"The body is larger than {BODY_LIMIT} bytes.",
-                "Ask for less at a time.",
-            )
-        connection: Any = self.request.connection
-        connection.set_max_body_size(BODY_LIMIT)
 
-    def data_received(self, chunk: bytes) -> None:
-        self._body += chunk
+    def _go_on(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
-    def on_connection_close(self) -> None:
-        self._gone.set()
-
-    async def get(self, path: str = "") -> None:
-        call = await self._call(path)
-        answer = await self._ask(call)
-        if self.operation.way == "stream":
-            await self._stream(answer["items"])
-            return
-        if self.operation.way == "wait":
-            answer = await self._wait(call, answer)
-        self._answer(answer)
-
-    async def post(self, path: str = "") -> None:
-        answer = await self._ask(await self._call(path))
-        if self.operation.task:
-            self.set_header("Location", f"{self.prefix}/v1/tasks/{answer['task_id']}")
-        self._answer(answer, 202)
-
-    # -- asking -------------------------------------------------------------------------------
-
-    async def _caller(self) -> Token:
+    def _caller(self) -> Token:
         scheme, _, secret = self.request.headers.get("Authorization", "").partition(" ")
         token = None
         if scheme.lower() == "bearer":
@@ -169,6 +183,8 @@ class Resource(RequestHandler):
             )
         return token
 
+    # -- asking -------------------------------------------------------------------------------
+
     async def _call(self, path: str) -> Call:
         """The request as the operation takes it: checked, and allowed to this token."""
         call = Call(
@@ -191,11 +207,11 @@ class Resource(RequestHandler):
         given = {name: self.get_query_arguments(name) for name in self.request.query_arguments}
         for name, values in given.items():
             if len(values) > 1:
-                _refuse_fields({name: ["is there twice"]})
+                refuse_fields({name: ["is there twice"]})
         try:
             query: dict[str, Any] = self.operation.query().load({k: v[0] for k, v in given.items()})
         except ValidationError as error:
-            _refuse_fields(error.messages, sorted(self.operation.query().fields))
+            refuse_fields(error.messages, sorted(self.operation.query().fields))
         return query
 
     def _json(self) -> dict[str, Any]:
@@ -212,7 +228,7 @@ class Resource(RequestHandler):
                 "Send JSON with the header `Content-Type: application/json`.",
             )
         try:
-            body = json.loads(self._body, parse_constant=_no_number, object_pairs_hook=_no_twins)
+            body = json.loads(self._body, parse_constant=no_number, object_pairs_hook=no_twins)
         except (ValueError, RecursionError) as error:
             raise Refused(
                 400, "BadRequest", f"The body is not JSON: {error}.", "Mend that."
@@ -260,9 +276,10 @@ class Resource(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(body, ensure_ascii=False))
 
-    async def _stream(self, before: list[dict[str, Any]]) -> None:
+    async def _stream(self, call: Call) -> None:
         """Server-sent events until the client goes, or is too slow."""
         try:
+            # Before those that were are read: one may come twice, none is left out between.
             queue = self.desk.ends.join()
         except Full:
             raise Refused(
@@ -272,8 +289,11 @@ class Resource(RequestHandler):
                 "Try again later.",
                 headers={"Retry-After": "30"},
             ) from None
-        self.set_header("Content-Type", "text/event-stream")
         try:
+            before = (await self._ask(call))["items"]
+            self.set_header("Content-Type", "text/event-stream")
+            # A proxy must not collect what is said until there is much of it.
+            self.set_header("X-Accel-Buffering", "no")
             self.write(": ends of runs\n\n")
             for one in before:
                 self._event(one)
@@ -302,70 +322,24 @@ class Resource(RequestHandler):
 
     def write_error(self, status_code: int, **given: Any) -> None:
         error = given.get("exc_info", (None, None))[1]
-        refused = (
-            error if isinstance(error, Refused) else _refused(error, status_code, self.path_args)
-        )
-        for name, value in refused.headers.items():
+        said = error if isinstance(error, Refused) else refused(error, status_code, self.path_args)
+        for name, value in said.headers.items():
             self.set_header(name, value)
-        self._answer(refused.body, refused.status)
+        self._answer(said.body, said.status)
 
 
 class Document(Resource):
     """The OpenAPI document: for everybody, since it says nothing of this installation."""
 
-    async def prepare(self) -> None:
+    def _admit(self) -> None:
         if self.request.method != "GET":
-            raise HTTPError(405)
+            raise Refused(
+                405,
+                "MethodNotAllowed",
+                "This is only to be read.",
+                "GET it.",
+                headers={"Allow": "GET"},
+            )
 
     async def get(self, path: str = "") -> None:
         self._answer(openapi(self.prefix))
-
-
-def _refused(error: Any, status: int, path: list[str]) -> Refused:
-    """Any error as the API tells it."""
-    if isinstance(error, VirtvaultError):
-        name, cause = type(error).__name__, error.__cause__
-        status, headers = _status(error, bool(path)), {}
-        if status == 503:
-            headers["Retry-After"] = "5"
-        fields = cause.messages if isinstance(cause, ValidationError) else None
-        return Refused(
-            status,
-            name,
-            error.message,
-            error.mend,
-            fields=fields if isinstance(fields, dict) else None,
-            headers=headers,
-        )
-    if isinstance(error, HTTPError):
-        return Refused(
-            status, "BadRequest", f"{error.reason or 'Not possible'}.", "See docs/api.md."
-        )
-    return Refused(500, "Internal", "This is a bug.", "Flower's log on the server has the trace.")
-
-
-def _status(error: VirtvaultError, named_in_path: bool) -> int:
-    if named_in_path and isinstance(error, UnknownTask | UnknownPoint | UnknownDomain):
-        return 404
-    if isinstance(error, NotReachable):
-        return 503
-    if isinstance(error, BadInput) and not isinstance(error, DomainBusy | PointBusy):
-        return 422
-    return 409
-
-
-def _refuse_fields(messages: Any, known: list[str] | None = None) -> NoReturn:
-    words = "; ".join(f"{name}: {' '.join(map(str, said))}" for name, said in messages.items())
-    mend = f"Parameters are {', '.join(known) or 'none'}." if known is not None else "Mend that."
-    raise Refused(422, "InvalidRequest", f"Query: {words}", mend, fields=messages)
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON's")
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name is there twice in one object")
-    return made

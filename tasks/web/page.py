@@ -3,7 +3,8 @@
 It is asked for by many and answered by few: what central or Redis said is kept for a few seconds
 and shared by all viewers (:mod:`tasks.web.page_answers`), shaped for the screen
 (:mod:`tasks.web.page_data`, :mod:`tasks.web.page_history`) and drawn by the scripts in
-``static/``. What runs now is read from Redis alone (:mod:`tasks.web.page_live`) and shows while central is down.
+``static/``. What runs now is read from Redis alone (:mod:`tasks.web.page_live`), and shows while
+central is down.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def trends(runs: Sequence[RunInfo], now: datetime, span: str, *, limit: int = 0)
     for one in runs:
         if one.kind != "backup" or not one.finished:
             continue
-        place = int((datetime.fromisoformat(one.finished) - start) / width)
+        place = (datetime.fromisoformat(one.finished) - start) // width
         if 0 <= place < count:
             buckets[place].append(one)
     return {

@@ -7,8 +7,9 @@ from typing import Any
 
 import redis
 
-from virtvault import queues, runs, schemas
-from virtvault.errors import VirtvaultError
+from virtvault import Client, queues, runs, schemas
+from virtvault.errors import UnknownTask, VirtvaultError
+from virtvault.handle import READY
 from virtvault.models import Progress
 from virtvault.runs import RunRecord
 
@@ -19,7 +20,7 @@ SHOWN = 60
 QUEUED_SHOWN = 20
 
 
-def running(client: redis.Redis) -> dict[str, Any]:
+def running(client: Client) -> dict[str, Any]:
     """The tasks at work with their latest sample, and those that wait in a queue.
 
     ``{"running": [...], "more": n, "queued": [...], "queued_total": n}``. ``held`` is false where
@@ -31,7 +32,8 @@ def running(client: redis.Redis) -> dict[str, Any]:
         return _look(client)
 
 
-def _look(client: redis.Redis) -> dict[str, Any]:
+def _look(asked: Client) -> dict[str, Any]:
+    client = asked.redis
     open_ids: Any = client.smembers(queues.OPEN_RUNS_KEY)
     ids = sorted(id_.decode() for id_ in open_ids)
     if not ids:
@@ -44,6 +46,8 @@ def _look(client: redis.Redis) -> dict[str, Any]:
         if text or lease
     ]
     waiting = sorted(set(ids) - {id_ for id_, _, _ in begun})
+    # One without a worker has lost it, or has ended and is not swept yet.
+    begun = [one for one in begun if one[2] or not _ended(asked, one[0])]
     at_work = [_at_work(client, *one) for one in begun[:SHOWN]]
     queued = [_plain(record) for id_ in waiting[:QUEUED_SHOWN] if (record := _read(client, id_))]
     return {
@@ -68,6 +72,13 @@ def _at_work(
         # NBD URLs are for who may read the disks.
         found["progress"]["exports"] = sorted(sample.exports)
     return found
+
+
+def _ended(client: Client, task_id: str) -> bool:
+    try:
+        return client.handle(task_id).state() in READY
+    except UnknownTask:
+        return False
 
 
 def _sample(text: bytes | None) -> Progress | None:

@@ -239,7 +239,7 @@ class Running(Data):
     async def ask(self, *path: str) -> Answer:
         client = self.source.client
         return await self.source.live.get(
-            "running", lambda: page_live.running(client.redis), LIVE_SECONDS
+            "running", lambda: page_live.running(client), LIVE_SECONDS
         )
 
     def shape(self, value: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -43,19 +44,18 @@ def at(moment: datetime) -> str:
 class Central:
     """Answers as `virtvault.Client` does, for as long as it is not `down`."""
 
-    def __init__(self, domains: int, client: redis.Redis, now: datetime | None = None) -> None:
-        self.now = now or datetime.now(UTC)
+    def __init__(self, domains: int, client: redis.Redis, *, hostile: bool = True) -> None:
+        self.now = datetime.now(UTC)
+        self._hostile = hostile
         self.redis = client
         self.down = False
+        self.ended = "STARTED"
         self.asked: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._dice = random.Random(11)
         self._hosts = [f"hv{n:02}" for n in range(1, 1 + max(1, min(250, domains // 8)))]
-        self.domains = [self._domain(n, domains) for n in range(domains)]
+        self.domains = [self._domain(n) for n in range(domains)]
         self.found_points: dict[str, list[Point]] = {}
-        self.found_runs = (
-            [run for one in self.domains for run in self._runs(one)] if domains else []
-        )
 
     # -- the client's questions -------------------------------------------------------------------
 
@@ -169,6 +169,13 @@ class Central:
             for n, point in enumerate(found)
         ]
 
+    def handle(self, task_id: str) -> Central:
+        return self
+
+    def state(self) -> str:
+        """Of any task that was asked for."""
+        return self.ended
+
     def _asked(self, what: str) -> None:
         with self._lock:
             self.asked[what] += 1
@@ -178,9 +185,13 @@ class Central:
                 "See whether its worker runs: `virtvault hosts`; in a fleet, `virtvault central`.",
             )
 
+    @cached_property
+    def found_runs(self) -> list[RunInfo]:
+        return [run for one in self.domains for run in self._runs(one)]
+
     # -- made up ----------------------------------------------------------------------------------
 
-    def _domain(self, n: int, total: int) -> DomainStatus:
+    def _domain(self, n: int) -> DomainStatus:
         dice = self._dice
         host = self._hosts[n % len(self._hosts)]
         gone = len(self._hosts) > 1 and host == self._hosts[-1]
@@ -194,7 +205,7 @@ class Central:
         name = f"{NAMES[n % len(NAMES)]}{1 + n // len(NAMES)}"
         failing = kind in ("late", "never") or dice.random() < 0.01
         return DomainStatus(
-            domain=HOSTILE if n == 0 and total < 100 else name,
+            domain=HOSTILE if n == 0 and self._hostile else name,
             uuid=str(uuid.UUID(int=dice.getrandbits(128), version=4)),
             host=host,
             state="unreachable"

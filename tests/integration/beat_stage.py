@@ -28,6 +28,7 @@ from virtvault.settings import Settings
 
 # A Monday, midnight UTC.
 MONDAY = datetime(2026, 6, 1, tzinfo=UTC).timestamp()
+NO_LIMITS = Limits()
 HOUR, DAY = 3600.0, 86_400.0
 
 
@@ -49,6 +50,8 @@ class Stage:
         self.redis = redis.client()
         self.app = client_app(self.settings, shown=False)
         self.said: dict[str, dict[str, Any]] | None = {}
+        self.ended: set[str] = set()
+        self.heard: dict[str, float] = {}
         self.applied = 0
         self.fleet: dict[str, Inventory] = {}
         self.beats: list[PolicyScheduler] = []
@@ -63,7 +66,7 @@ class Stage:
 
     # -- the fleet ----------------------------------------------------------------------------
 
-    def apply(self, *policies: Policy, limits: Limits = Limits()) -> None:
+    def apply(self, *policies: Policy, limits: Limits = NO_LIMITS) -> None:
         """Put policies in force, as central does."""
         self.applied += 1
         document = PolicyDocument(policies, limits)
@@ -85,6 +88,7 @@ class Stage:
         self.beat_of(name)
 
     def beat_of(self, name: str) -> None:
+        self.heard[name] = self.now
         said = {"host": name, "seen": moment(self.now), "at": self.fleet[name].at}
         self.redis.set(queues.host_key(name), json.dumps(said))
         self.redis.hset(queues.HOSTS_KEY, name, moment(self.now))
@@ -106,12 +110,14 @@ class Stage:
     def depose(self) -> None:
         """The leader's time has run out, as if it had been killed or were frozen."""
         self.redis.delete(f"{queues.BEAT_PREFIX}leader")
+        for beat in self.beats:
+            beat._leadership.held = 0.0
 
     def _answer(self, task: str, *_: Any) -> Any:
         if self.said is None:
             raise TimeoutError("central is down")
         assert task == queues.SCHEDULE_STATE, task
-        return self.said
+        return {k: {**v, "ended": v["task_id"] in self.ended} for k, v in self.said.items()}
 
     # -- runs ---------------------------------------------------------------------------------
 
@@ -134,10 +140,18 @@ class Stage:
         assert run is not None
         return Origin.parse(run.origin)
 
+    def hold(self, run: runs.RunRecord) -> None:
+        """A worker tells of a run that it holds."""
+        run.write(self.redis)
+        self.redis.set(queues.lease_key(run.task_id), "worker", ex=3600)
+
     def end(self, task_id: str, error: VirtvaultError | None = None) -> None:
         """A worker has done a run, or failed."""
+        self.ended.add(task_id)
         backend = self.app.backend
-        result = {"instant": moment(self.now)} if error is None else backend.prepare_exception(error)
+        result = (
+            {"instant": moment(self.now)} if error is None else backend.prepare_exception(error)
+        )
         status = "SUCCESS" if error is None else "FAILURE"
         meta = {"task_id": task_id, "status": status, "result": result, "traceback": None}
         self.redis.set(backend.get_key_for_task(task_id), json.dumps(meta))

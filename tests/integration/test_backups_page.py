@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -17,19 +18,19 @@ import redis
 from tornado.ioloop import IOLoop
 
 from tasks import flower
-from tasks.web import page
+from tasks.web import page, page_answers, page_views
 from tasks.web.page_data import Fleet
 from tests.integration.backups_stand_in import HOSTILE, Central, progress
-from tests.integration.test_flower import free_port
+from tests.integration.conftest import MIB
+from tests.integration.test_flower import free_port, until
+from tests.lab import DiskSpec, Guest, Hypervisor, Stack
 from tests.lab.browser import chromium, open_page
 from tests.lab.redis_server import RedisServer
-from virtvault import Client, queues
+from virtvault import BackupResult, Client, queues
 from virtvault.celery_app import client_app
 from virtvault.models import DomainStatus
 from virtvault.runs import RunRecord
 from virtvault.settings import Settings
-
-MIB = 2**20
 
 
 class Server:
@@ -119,6 +120,16 @@ def live(broker: RedisServer) -> Iterator[redis.Redis]:
     client.close()
 
 
+def web(**options: Any) -> httpx.Client:
+    """A client that reads no certificates: that alone takes longer than a question."""
+    return httpx.Client(verify=False, **options)
+
+
+def look_again(page: Any) -> None:
+    """What a viewer who comes back to the page's tab makes it do."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
 def text(page: Any, selector: str) -> str:
     return str(page.locator(selector).first.inner_text())
 
@@ -162,6 +173,7 @@ def test_the_fleet_is_seen_at_a_glance_and_searched(
         )
         assert set(names()) == wanted
         seen.fill("#search", "")
+        seen.wait_for_function("() => document.querySelectorAll('.domains tbody tr').length == 25")
         seen.click(".chip:has-text('never')")
         never = {d.domain for d in central.domains if d.health == "never"}
         seen.wait_for_function(
@@ -217,7 +229,7 @@ def test_a_domain_its_points_and_chain_by_keyboard(
         # Another look at the same domain keeps what is open and what has the focus.
         key = seen.evaluate("document.activeElement.dataset.key")
         with seen.expect_response(lambda answer: "/domain/" in answer.url):
-            pass
+            look_again(seen)
         assert seen.evaluate("document.activeElement.dataset.key") == key
         assert seen.locator(".details").count() >= 1
         seen.go_back()
@@ -228,8 +240,11 @@ def test_a_domain_its_points_and_chain_by_keyboard(
 
 
 def test_live_bars_go_on_while_central_is_down_and_all_comes_back_by_itself(
-    broker: RedisServer, live: redis.Redis, browser: Any
+    broker: RedisServer, live: redis.Redis, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(page_answers, "SILENCE", 0.2)
+    for name in ("LIVE_SECONDS", "FLEET_SECONDS", "HISTORY_SECONDS", "TRENDS_SECONDS"):
+        monkeypatch.setattr(page_views, name, 0.1)
     central = Central(3, live)
     one = central.domains[1]
     at_work(live, "task-1", one, 420, 1000)
@@ -246,6 +261,7 @@ def test_live_bars_go_on_while_central_is_down_and_all_comes_back_by_itself(
         seen.wait_for_selector(".domains tbody tr")
 
         central.down = True
+        look_again(seen)
         seen.wait_for_selector("#trouble .trouble")
         said = text(seen, "#trouble")
         assert "No answer from queue central" in said
@@ -254,17 +270,26 @@ def test_live_bars_go_on_while_central_is_down_and_all_comes_back_by_itself(
         assert seen.locator("#trouble .trouble").count() == 1  # one cause, told once
         assert seen.locator(".domains tbody tr").count() == 3
         at_work(live, "task-1", one, 800, 1000)
+        look_again(seen)
         seen.wait_for_selector("#running .bar[aria-valuenow='80']")
         central.down = False
+        look_again(seen)
         seen.wait_for_selector("#trouble .trouble", state="detached")
 
-        live.srem(queues.OPEN_RUNS_KEY, "task-1")
+        # Its worker is gone, which is said; or it has ended, and the sweep has not come by yet.
+        live.delete(queues.lease_key("task-1"))
+        look_again(seen)
+        seen.wait_for_selector("#running >> text=No living worker has it")
+        central.ended = "SUCCESS"
+        look_again(seen)
         seen.wait_for_selector("#running >> text=No task is at work.")
         live.connection_pool.disconnect()
         broker.stop()
+        look_again(seen)
         seen.wait_for_selector("#trouble >> text=Redis does not answer")
         broker.start()
         at_work(live, "task-2", one, 100, 1000)
+        look_again(seen)
         seen.wait_for_selector("#running .bar[aria-valuenow='10']")
         seen.wait_for_selector("#trouble .trouble", state="detached")
         assert complaints == []
@@ -276,10 +301,10 @@ def test_fifty_viewers_of_ten_thousand_domains_are_one_question(
     central = Central(10_000, live)
     with Server(broker, central) as server:
         address = server.address + "/backups/data/status"
-        with ThreadPoolExecutor(50) as viewers:
-            answers = list(
-                viewers.map(lambda n: httpx.get(f"{address}?page={n}", timeout=60), range(50))
-            )
+        with ThreadPoolExecutor(50) as viewers, web(timeout=60) as client:
+            answers = list(viewers.map(lambda n: client.get(f"{address}?page={n}"), range(50)))
+            seen_cells = answers[0].json()["data"]["seen"]
+            again = client.get(f"{address}?seen={seen_cells}")
         assert central.asked["fleet"] == 1
         bodies = [answer.json()["data"] for answer in answers]
         seen = [row["uuid"] for body in bodies for row in body["domains"]["rows"]]
@@ -287,7 +312,6 @@ def test_fifty_viewers_of_ten_thousand_domains_are_one_question(
         assert bodies[0]["domains"]["matching"] == 10_000
         # A page of it and a cell for each hypervisor, never the fleet: 6 MB as it stands.
         assert max(len(answer.content) for answer in answers) < 80_000
-        again = httpx.get(f"{server.address}/backups/data/status?seen={bodies[0]['seen']}")
         assert again.json()["data"]["cells"] is None
 
 
@@ -344,29 +368,68 @@ PATHS = (
 
 def test_all_of_it_is_behind_flowers_authentication(broker: RedisServer, live: redis.Redis) -> None:
     central = Central(3, live)
-    with Server(broker, central, basic_auth=["operator:secret"], url_prefix="flower") as server:
+    with (
+        web() as client,
+        Server(broker, central, basic_auth=["operator:secret"], url_prefix="flower") as server,
+    ):
         for path in PATHS:
-            answer = httpx.get(server.address + path)
+            answer = client.get(server.address + path)
             assert answer.status_code == 401, path
             assert "Basic" in answer.headers["WWW-Authenticate"]
         assert not central.asked
         auth = ("operator", "secret")
-        page = httpx.get(server.address + "/backups", auth=auth)
+        page = client.get(server.address + "/backups", auth=auth)
         policy = page.headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy
         assert "unsafe" not in policy
         # Flower's own pages lead here.
-        assert 'href="/flower/backups"' in httpx.get(server.address + "/workers", auth=auth).text
-        bad = httpx.get(server.address + "/backups/data/status?sort=nonsense", auth=auth)
+        assert 'href="/flower/backups"' in client.get(server.address + "/workers", auth=auth).text
+        bad = client.get(server.address + "/backups/data/status?sort=nonsense", auth=auth)
         assert bad.status_code == 400
         assert "Traceback" not in bad.text
-        assert httpx.get(server.address + "/backups/static/page.py", auth=auth).status_code == 404
+        assert client.get(server.address + "/backups/static/page.py", auth=auth).status_code == 404
     asked = central.asked.total()
-    with Server(broker, central, auth=".*@example.com") as server:
-        answer = httpx.get(server.address + "/backups")
+    with web() as client, Server(broker, central, auth=".*@example.com") as server:
+        answer = client.get(server.address + "/backups")
         assert (answer.status_code, answer.headers["Location"][:7]) == (302, "/login?")
         for path in PATHS[2:]:
-            answer = httpx.get(server.address + path)
+            answer = client.get(server.address + path)
             assert answer.status_code == 401, path
             assert answer.json()["trouble"]["mend"] == "Reload the page to log in."
     assert central.asked.total() == asked
+
+
+def test_a_real_backup_shows_its_bar_and_then_its_point(
+    workdir: Path, hypervisor: Hypervisor, boot: Callable[..., Guest], browser: Any
+) -> None:
+    port = free_port()
+    with Stack(workdir, libvirt_uri=hypervisor.uri, flower_port=port) as stack:
+        guest = boot(DiskSpec("vda", "qcow2", 64 * MIB))
+        guest.qemu_io("vda", "write -P 0x41 0 24M")
+        stack.start("flower")
+        until(lambda: is_up(port), "Flower", 30)
+        client = stack.client()
+        handle = client.backup(guest.name, sync="full", speed=MIB)
+        with open_page(browser, f"http://127.0.0.1:{port}/backups") as (seen, complaints):
+            task = seen.locator("#running .task", has_text=guest.name)
+            task.locator("text=copying").wait_for()
+            task.locator("text=MiB/s").wait_for()
+            task.locator("a", has_text=guest.name).click()
+            seen.wait_for_selector(f"#domain h1:has-text('{guest.name}')")
+            client.set_speed(handle.task_id, 0)
+            result = handle.wait(60)
+            assert isinstance(result, BackupResult)
+            until(lambda: client.points(result.uuid), "record of the point")
+            look_again(seen)
+            seen.click(f"[data-key='point {result.point}']")
+            assert "nothing: it is a full" in text(seen, ".details")
+            seen.wait_for_selector("#domain-runs >> text=backup, full")
+            seen.wait_for_selector("#domain .task", state="hidden")
+            assert complaints == []
+
+
+def is_up(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/tasks").status_code == 200
+    except httpx.TransportError:
+        return False

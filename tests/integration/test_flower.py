@@ -75,11 +75,11 @@ app.worker_main(["worker", "-P", "threads", "-c", "2", "-n", "worker@hv1", "-l",
 class Web:
     """Flower's HTTP side."""
 
-    def __init__(self, port: int) -> None:
-        self.address = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, prefix: str = "") -> None:
+        self.address = f"http://127.0.0.1:{port}{prefix}"
 
-    def get(self, path: str, auth: str = AUTH) -> str:
-        request = urllib.request.Request(self.address + path)
+    def get(self, path: str, auth: str = AUTH, body: bytes | None = None) -> str:
+        request = urllib.request.Request(self.address + path, body)
         if auth:
             request.add_header("Authorization", "Basic " + base64.b64encode(auth.encode()).decode())
         with urllib.request.urlopen(request, timeout=5) as response:
@@ -183,14 +183,14 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @contextmanager
 def running_flower(
-    directory: Path, broker: str, auth: str = AUTH
+    directory: Path, broker: str, auth: str = AUTH, **more: str
 ) -> Iterator[tuple["subprocess.Popen[bytes]", Web]]:
     port = free_port()
-    variables = {"VIRTVAULT_BROKER_URL": broker, "VIRTVAULT_FLOWER_PORT": str(port)}
+    variables = {"VIRTVAULT_BROKER_URL": broker, "VIRTVAULT_FLOWER_PORT": str(port), **more}
     if auth:
         variables["FLOWER_BASIC_AUTH"] = auth
     with running(FLOWER, directory, **variables) as process:
-        web = Web(port)
+        web = Web(port, more.get("FLOWER_URL_PREFIX", ""))
         until(web.is_up, "Flower")
         yield process, web
 
@@ -268,6 +268,31 @@ def test_events_are_seen_again_after_a_restart_of_redis(
 
         assert until(sent_and_seen, "event")[0]["progress"] == "1 %"
     app.close()
+
+
+def test_beyond_loopback_it_enqueues_nothing_but_through_our_api(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    variables = {"VIRTVAULT_FLOWER_ADDRESS": "0.0.0.0", "FLOWER_URL_PREFIX": "/backup"}
+    message = json.dumps({"args": [], "queue": "central"}).encode()
+    with running_flower(tmp_path, redis_server.url, **variables) as (_, web):
+        for way in ("apply", "async-apply", "send-task"):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                web.get(f"/api/task/{way}/virtvault.sweep", body=message)
+            with caught.value as answer:
+                assert (answer.code, b"REST API at /v1/" in answer.read()) == (403, True)
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                web.get(f"/api/task/{way}/virtvault.sweep", auth="", body=message)
+            with caught.value as answer:
+                assert answer.code == 401
+        with redis_server.client() as client:
+            assert client.llen("central") == 0
+        # What takes nobody's data stays: looking, and ending a task.
+        assert web.status("/api/tasks") == 200
+        assert "Revoked" in web.get(f"/api/task/revoke/{TASK_ID}", body=b"")
+        # Ours is below the prefix, for tokens alone.
+        assert json.loads(web.get("/v1/openapi.json", auth=""))["servers"] == [{"url": "/backup"}]
+        assert web.status("/v1/hosts") == 401
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,12 @@ def test_libvirt_that_is_away_is_named_by_check_and_by_each_question(stack: Stac
     assert code == 1
     assert "failed" in output
     assert "does not answer" in output
-    code, output = run(stack, "domains")
+    code, output = run(stack, "domains", "--host", stack.host)
     assert code == 3
     assert "Start libvirtd" in output
+    code, output = run(stack, "domains")
+    assert code == 0
+    assert "does not answer" in output
     code, output = run(stack, "backup", "db1")
     assert code == 3
     assert not list(stack.repository.glob("*/*"))
@@ -44,7 +47,7 @@ def test_libvirt_that_is_away_is_named_by_check_and_by_each_question(stack: Stac
 
 def test_a_worker_that_is_away_is_named(stack: Stack) -> None:
     stack.stop("control", signal.SIGTERM)
-    code, output = run(stack, "domains")
+    code, output = run(stack, "domains", "--host", stack.host)
     assert code == 3
     assert ".control" in output
 

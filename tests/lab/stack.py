@@ -27,7 +27,7 @@ class Stack:
     the repository of the other.
     """
 
-    roles = ("worker", "control", "central", "beat")
+    roles: tuple[str, ...] = ("worker", "control", "central", "beat")
 
     def __init__(self, directory: Path, *, beside: "Stack | None" = None, **settings: object):
         self.directory = directory

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from virtvault.models import PointDisk
 from workers.bitmap_names import OurBitmap, parse
 from workers.disks import Bitmap, Disk, Layer
-from workers.plan import DiskPlan, Evidence, ParentDisk, decide
+from workers.plan import DiskPlan, Evidence, FullWanted, ParentDisk, decide
 
 REPOSITORY = "0a1b2c3d"
 FIRST = "20260101T000000Z-11111111"
@@ -243,3 +244,49 @@ def test_a_point_whose_witness_is_gone_is_not_built_on() -> None:
     plan = decide(WITH_FIRST, "auto", REPOSITORY, {FIRST: with_witness(FIRST)})
     assert plan.sync == "full"
     assert plan.reason.startswith("no image has the witness of the parent's bitmap any more")
+
+
+# A week after the first of the three points.
+NOW = datetime(2026, 1, 8, 0, 0, 1, tzinfo=UTC)
+THREE = disk(layer(BASE, bitmap(THIRD)))
+
+
+def chain(merged: tuple[str, ...] = ()) -> dict[str, ParentDisk]:
+    def above(point: str, below: str) -> ParentDisk:
+        return ParentDisk(replace(parent(point).disk, sync="incremental", parent=below))
+
+    first = replace(parent(FIRST), merged=merged)
+    return {FIRST: first, SECOND: above(SECOND, FIRST), THIRD: above(THIRD, SECOND)}
+
+
+@pytest.mark.parametrize(
+    ("points", "days", "reason"),
+    [
+        (0, 0, ""),
+        (4, 8, ""),
+        (3, 0, "the chain has 3 points: the policy wants a full after 3"),
+        (2, 7, "the chain has 3 points: the policy wants a full after 2"),
+        # Since midnight of the day on which the full was taken, whatever the hour.
+        (0, 7, "the chain's full is 7 days old: the policy wants one after 7"),
+        (4, 1, "the chain's full is 7 days old: the policy wants one after 1"),
+    ],
+)
+def test_a_policy_gets_its_full_after_so_many_points_or_days(
+    points: int, days: int, reason: str
+) -> None:
+    wanted = FullWanted(points, days, NOW)
+    for asked in ("auto", "incremental"):
+        plan = decide(THREE, asked, REPOSITORY, chain(), wanted=wanted)
+        assert (plan.sync, plan.reason) == ("full" if reason else "incremental", reason)
+    assert decide(THREE, "full", REPOSITORY, chain(), wanted=wanted) == DiskPlan("full")
+
+
+def test_what_prune_has_merged_is_as_old_as_the_oldest_of_it() -> None:
+    merged = chain(merged=("20251229T000000Z-00000000", "20251230T000000Z-00000000"))
+    plan = decide(THREE, "auto", REPOSITORY, merged, wanted=FullWanted(0, 10, NOW))
+    assert plan.reason == "the chain's full is 10 days old: the policy wants one after 10"
+
+
+def test_a_disk_that_needs_a_full_anyway_says_why_and_not_what_the_policy_wants() -> None:
+    plan = decide(disk(layer(BASE)), "auto", REPOSITORY, ONE, wanted=FullWanted(1, 1, NOW))
+    assert plan.reason.startswith("no bitmap since the last point")

@@ -138,7 +138,7 @@ class MatchedDomain:
     """A domain and the policies that mean it; ``shadowed`` maps policies to why they do not hold.
 
     ``kept`` and ``removed`` are the points that retention would keep and remove today, each with
-    its reasons.
+    its reasons; looked at for a few hundred domains at most.
     """
 
     domain: str
@@ -154,8 +154,11 @@ class MatchedDomain:
 class Preview:
     """What policies would do from ``at`` on for ``hours``.
 
-    ``runs`` are in time order and cut at a limit; ``total_runs`` counts all. ``warnings`` name
-    what looks unintended: a policy that means no domain, a repository that a host does not have.
+    ``runs`` are in time order; they and ``domains`` are cut at a limit: ``total_runs`` and
+    ``protected`` count all, ``per_hour`` the runs of each kind in each hour. ``warnings`` name what
+    looks unintended: a policy that means no domain, a repository that a host does not have.
+    ``unprotected`` are the domains, as ``host/name``, that no policy means; ``loses`` those of them
+    that one of the policies in force means, ``gains`` the other way round.
     """
 
     at: str
@@ -165,3 +168,7 @@ class Preview:
     runs: tuple[PlannedRun, ...]
     total_runs: int
     warnings: tuple[str, ...] = ()
+    per_hour: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    protected: int = 0
+    gains: tuple[str, ...] = ()
+    loses: tuple[str, ...] = ()

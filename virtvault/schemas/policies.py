@@ -22,7 +22,8 @@ LABEL = validate.Regexp(
     r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}\Z", error="use letters, digits, '_', '.', '-'"
 )
 UUID = validate.Regexp(
-    r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", error="must be a uuid")
+    r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", error="must be a uuid, in lower case"
+)
 
 
 def _zone(name: str) -> None:
@@ -187,3 +188,7 @@ class PreviewSchema(Strict):
     runs = f.List(f.Nested(PlannedRunSchema), required=True)
     total_runs = f.Integer(required=True)
     warnings = f.List(f.String())
+    per_hour = f.Dict(keys=f.String(), values=f.List(f.Integer()))
+    protected = f.Integer()
+    gains = f.List(f.String())
+    loses = f.List(f.String())

@@ -59,7 +59,7 @@ class Speed(f.Field[int]):
             rate = value
         else:
             text = value if isinstance(value, str) else ""
-            match = re.fullmatch(r"([0-9]{1,19})([KMGT]?)", text)
+            match = re.fullmatch(r"(0|[1-9][0-9]{0,18})([KMGT]?)", text)
             if match is None:
                 raise ValidationError(
                     "must be bytes per second such as 50M or 1G, or 0 for no limit"

@@ -174,11 +174,14 @@ class DirectoryRepository:
     def parents(self, uuid: str, target: str) -> dict[str, ParentDisk]:
         """What an incremental of this disk could build on, by point id."""
         for _ in range(TRIES):
-            disks = self._disks(uuid, target)
+            points = {point.id: point for point in self.points(uuid)}
+            disks = {p.id: d for p in points.values() for d in p.disks if d.target == target}
             looks: Looks = {}
             found = {
                 id_: ParentDisk(
-                    disk, self._trouble(uuid, id_, disks, looks) or _too_long(id_, disks)
+                    disk,
+                    self._trouble(uuid, id_, disks, looks) or _too_long(id_, disks),
+                    points[id_].merged,
                 )
                 for id_, disk in disks.items()
             }

@@ -116,12 +116,12 @@ export function chain(place, { points: all, total }, open, again) {
       const name = point.sync || "unreadable";
       return h("li", { class: seen ? "point seen" : "point" },
         h("div", { class: "through", css: { width: `${width}px` }, "aria-hidden": "true" },
-          seen ? row.below.map((waits, lane) => (waits ? h("i", { css: { left: `${middle(lane) - 1}px` } }) : null)) : null),
+          row.below.map((waits, lane) => (waits ? h("i", { css: { left: `${middle(lane) - 1}px` } }) : null))),
         rail(row, width),
         h("button", {
           type: "button", class: "point-head", key: `point ${point.id}`, "aria-expanded": String(seen),
           on: { click: () => {
-            if (!open.delete(point.id)) open.add(point.id);
+            open.add(point.id); open.clear();
             again();
           } },
         },

@@ -1,6 +1,6 @@
 // The fleet at a glance: how fresh it is, what is wrong, one cell for each domain, hypervisors.
 import { fill, h, roving } from "./dom.js";
-import { ago, bytes, count, duration, many } from "./format.js";
+import { ago, bytes, count, duration, many, moment } from "./format.js";
 import { now, words } from "./feed.js";
 import { explain } from "./tip.js";
 
@@ -36,17 +36,21 @@ export function hero(place, data, failed, { only, choose }) {
     return;
   }
   const trouble = shown.late + shown.never + shown.unreachable + shown.failing;
-  const headline = trouble
+  const protected_ = totals.domains - totals.unprotected;
+  const headline = !data.policy_version && protected_ <= 0
+    ? [many(totals.domains, "domain"), " and no policy to protect ", totals.domains === 1 ? "it" : "them"]
+    : trouble
     ? [h("span", { class: "bad" }, count(trouble)), ` of ${many(totals.domains, "domain")} ${trouble === 1 ? "needs" : "need"} attention`]
     : totals.fresh === totals.domains
       ? [`All ${many(totals.domains, "domain")} are fresh`]
       : [h("span", { class: "good" }, count(totals.fresh)), ` of ${many(totals.domains, "domain")} fresh`];
   const names = Object.keys(HEALTH);
+  const there = names.filter((name) => shown[name] && name !== "absent");
   fill(place,
     h("div", { class: "hero-text" },
       h("h1", {}, headline),
-      h("div", { class: "share", role: "img", "aria-label": names.map((name) => `${HEALTH[name][0]} ${shown[name]}`).join(", ") },
-        names.filter((name) => shown[name]).map((name) =>
+      h("div", { class: "share", role: "img", "aria-label": there.map((name) => `${HEALTH[name][0]} ${shown[name]}`).join(", ") },
+        there.map((name) =>
           h("span", { class: kind(name), css: { "flex-grow": String(shown[name]) } }))),
       h("div", { class: "chips", role: "group", "aria-label": "Show only domains that are" },
         [...names, "running"].filter((name) => filters[name] || only === name).map((name) =>
@@ -56,7 +60,7 @@ export function hero(place, data, failed, { only, choose }) {
           }, h("i", {}), HEALTH[name]?.[0] ?? name, " ", h("b", {}, count(filters[name]))))),
       data.policy_version ? null : h("p", { class: "notice" }, words("No policy is in force, so nothing is backed up by itself. `virtvault policy apply -f FILE` changes that; `virtvault policy preview -f FILE` shows first what it would do.")),
       h("p", { class: "dim beat" },
-        data.beat ? `Beat: ${data.beat}` : "No beat leads: nothing is started by schedule.",
+        data.beat ? `Beat: ${data.beat.replace(/\d{4}-\S+Z/, (at) => moment(at))}` : "No beat leads: nothing is started by schedule.",
         data.policy_version ? ` · policies version ${data.policy_version}` : "")),
     h("div", { class: "tiles" },
       tile(count(totals.running), "at work now"),

@@ -49,7 +49,7 @@ function row(host, from, to, width, open) {
   const order = { complete: 0, running: 1, cancelled: 2, failed: 3 };
   const marks = placed
     .map((one) => ({ at: one.begin, uuid: one.run.uuid, order: order[one.run.state] ?? 0, mark: explain(
-      s("rect", { class: `run ${one.run.state}`, "data-mark": true, x: x(one.begin), y: one.lane * LANE + 4, width: Math.max(3, x(one.end) - x(one.begin)), height: LANE - 2, rx: 2 }), runTip(one.run)) }))
+      s("rect", { class: `run ${one.run.state}`, "data-mark": true, x: Math.min(x(one.begin), width - 3), y: one.lane * LANE + 4, width: Math.max(3, x(one.end) - x(one.begin)), height: LANE - 2, rx: 2 }), runTip(one.run)) }))
     .concat(host.slots.map((slot) => {
       const at = x(millis(slot.slot));
       const middle = height / 2;

@@ -88,6 +88,7 @@ def _of_hosts() -> None:
         sa.Column("targets", sa.JSON, nullable=False),
         sa.Column("labels", sa.JSON, nullable=False),
         sa.Column("transient", sa.Boolean, nullable=False),
+        text("active"),
     )
     op.create_index("ix_domains_host", "domains", ["host"])
     op.create_index("ix_domains_name", "domains", ["name"])
