@@ -17,7 +17,7 @@ from functools import lru_cache
 from beat.clock import Clock
 from virtvault.models import Policy, RetentionRules, Schedule
 
-__all__ = ["Due", "between", "latest_due", "next_due", "place", "schedules", "window"]
+__all__ = ["Due", "between", "latest_due", "next_due", "place", "schedules", "spread", "window"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CRON_WINDOW = 3600
@@ -78,11 +78,15 @@ def window(schedule: Schedule) -> int:
     return schedule.window or schedule.every or CRON_WINDOW
 
 
+def spread(schedule: Schedule) -> int:
+    """Seconds from a slot over which domains are spread."""
+    return window(schedule) // 2 if schedule.spread < 0 else schedule.spread
+
+
 def place(schedule: Schedule, key: str) -> int:
     """Seconds from a slot until the work of ``key`` is due: always the same, evenly spread."""
-    spread = window(schedule) // 2 if schedule.spread < 0 else schedule.spread
     hashed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    return hashed * spread >> 64
+    return hashed * spread(schedule) >> 64
 
 
 def _due(schedule: Schedule, here: timedelta, slot: datetime) -> Due:

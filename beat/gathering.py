@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +24,6 @@ from virtvault.models import (
     DomainInfo,
     FleetStatus,
     HostInfo,
-    Inventory,
     PolicyDocument,
     RunInfo,
 )
@@ -78,7 +77,7 @@ class Gathering:
         :raises NotReachable: Redis does not answer.
         """
         with self._lock:
-            return self._hosts(self._catalog.inventories())
+            return self._hosts(self._catalog.hypervisors())
 
     def running(self, domain: str = "", policy: str = "") -> list[RunInfo]:
         """The runs at work, newest first; ``domain`` is a uuid or a name.
@@ -101,7 +100,7 @@ class Gathering:
 
     def _gather(self, at: datetime) -> FleetStatus:
         facts = self._facts(at)
-        hosts = self._hosts(facts.inventories.values())
+        hosts = self._hosts(facts.hosts.values())
         named = {(d.host, d.name): d.uuid for d in facts.domains}
         running = {}
         for run in self.running():
@@ -115,20 +114,23 @@ class Gathering:
         version = self._catalog.policies()
         number = version.number if version else 0
         document = version.document if version and version.document else PolicyDocument()
-        inventories = {one.host: one for one in self._catalog.inventories()}
+        hosts = {one.host: one for one in self._catalog.hypervisors()}
         return Facts(
             now=at,
             domains=[domain for domain, _ in self._catalog.domains()],
-            hosts={host: _info(one) for host, one in inventories.items()},
-            inventories=inventories,
+            hosts=hosts,
+            repositories={
+                host: {one.name: one.id for one in info.storage} for host, info in hosts.items()
+            },
+            defaults=self._catalog.default_repositories(),
             newest=self._catalog.newest(),
             last=self._catalog.last_runs(),
             match=self._matches.of(number, document),
             policy_version=number,
         )
 
-    def _hosts(self, inventories: Any) -> dict[str, HostInfo]:
-        known = {one.host: _info(one) for one in inventories}
+    def _hosts(self, catalogued: Iterable[HostInfo]) -> dict[str, HostInfo]:
+        known = {one.host: one for one in catalogued}
         return {**known, **{host: said.info() for host, said in self._inventories.look().items()}}
 
     def _open_runs(self) -> list[tuple[RunRecord, str]]:
@@ -167,21 +169,6 @@ class _Matches:
         if known is None or known[0] != key:
             known = self._kept[domain.uuid] = (key, self._matcher.match(domain, default))
         return known[1]
-
-
-def _info(inventory: Inventory) -> HostInfo:
-    """A hypervisor as the catalog knows it: nothing says that it lives."""
-    return HostInfo(
-        host=inventory.host,
-        alive=False,
-        seen=inventory.at,
-        libvirt=inventory.versions.get("libvirt", ""),
-        qemu=inventory.versions.get("qemu", ""),
-        domains=len(inventory.domains),
-        repositories=tuple(one.name for one in inventory.repositories),
-        storage=inventory.repositories,
-        trouble=inventory.trouble,
-    )
 
 
 def _run_info(record: RunRecord, name: str) -> RunInfo:

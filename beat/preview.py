@@ -166,7 +166,7 @@ class _Ahead:
         at_once = replace(schedule, window=due.window(schedule), spread=0)
         start = datetime.fromtimestamp(self._start, UTC)
         end = start + timedelta(hours=self._hours)
-        start -= timedelta(seconds=due.window(schedule))
+        start -= timedelta(seconds=due.spread(schedule))
         return [found.slot.timestamp() for found in due.between(at_once, "", start, end)]
 
     def _counted(self, times: _Times) -> Iterator[tuple[int, int]]:

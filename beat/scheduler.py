@@ -152,8 +152,9 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
             self.board.adopt()
             give_up(self.board, now)
         settle(self.board, now)
-        more |= take_due(self.board, now)
-        if now >= self._quiet_until:
+        if take_due(self.board, now):
+            more = True  # all that is due first: what is begun is chosen among it
+        elif now >= self._quiet_until:
             if self.board.lost:
                 self.board.adopt()
                 self.board.send_lost(now)

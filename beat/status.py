@@ -15,7 +15,6 @@ from virtvault.models import (
     FleetStatus,
     FleetTotals,
     HostInfo,
-    Inventory,
     Policy,
     RunInfo,
 )
@@ -34,7 +33,8 @@ WORST = ("never", "late", "fresh", "no rpo", "unprotected")
 class Facts:
     """All that a status is made of, as it was at ``now``.
 
-    ``hosts`` are those that were ever heard of; ``alive`` in them is what Redis says. ``last`` is
+    ``hosts`` are those that were ever heard of; ``alive`` in them is what Redis says. The ids of
+    their ``repositories`` are by hypervisor and name, ``defaults`` are those names. ``last`` is
     each domain's newest ended backup, ``running`` the task at work on it, both by uuid. ``match``
     says which policies mean a domain whose hypervisor has this default repository.
     """
@@ -42,7 +42,8 @@ class Facts:
     now: datetime
     domains: Sequence[DomainInfo]
     hosts: Mapping[str, HostInfo]
-    inventories: Mapping[str, Inventory]
+    repositories: Mapping[str, Mapping[str, str]]
+    defaults: Mapping[str, str]
     newest: Iterable[Newest]
     last: Mapping[str, RunInfo]
     match: Callable[[DomainInfo, str], Matching]
@@ -97,11 +98,11 @@ class _Held:
 
 def _domain(facts: Facts, domain: DomainInfo, points: Sequence[Newest]) -> DomainStatus:
     absent = domain.state == "absent"
-    inventory = facts.inventories.get(domain.host)
-    default = inventory.default if inventory else ""
+    default = facts.defaults.get(domain.host, "")
+    known = facts.repositories.get(domain.host, {})
     # A domain that is nowhere can be backed up by nobody: no policy means it.
     matching = Matching() if absent else facts.match(domain, default)
-    held = [_hold(facts, matching, policy, inventory, points) for policy in matching.policies]
+    held = [_hold(facts, matching, policy, known, points) for policy in matching.policies]
     worst = min(held, key=lambda one: one.rank, default=None)
     newest = worst.point if worst else _newest(points)
     age = worst.age if worst else _age(facts, newest)
@@ -132,12 +133,11 @@ def _hold(
     facts: Facts,
     matching: Matching,
     policy: Policy,
-    inventory: Inventory | None,
+    known: Mapping[str, str],
     points: Sequence[Newest],
 ) -> _Held:
     """Only points in the policy's own repository count: others are no copy where it wants one."""
     name = matching.repositories.get(policy.name, policy.repository)
-    known = {r.name: r.id for r in inventory.repositories} if inventory else {}
     # By id: repositories of one name on two hypervisors may be two.
     there = known.get(name, "")
     newest = _newest(

@@ -29,10 +29,17 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis, settings: Setti
     """Add the tasks; once the worker consumes, the watch begins too."""
     gathering = Gathering(catalog, client)
     watch = Watch(catalog, client, settings, gathering)
+    # The last answer of the whole fleet: one status is made plain once.
+    told: list[tuple[FleetStatus, Plain]] = []
 
     @app.task(name=queues.FLEET, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def fleet(domain: str = "") -> Plain:
-        return schemas.dump(_meant(gathering.status(), domain))
+        status = gathering.status()
+        if domain:
+            return schemas.dump(_meant(status, domain))
+        if not told or told[0][0] is not status:
+            told[:] = [(status, schemas.dump(status))]
+        return told[0][1]
 
     @app.task(name=queues.RUNS, throws=(VirtvaultError,), send_events=False)  # type: ignore[untyped-decorator]
     def runs(since: str = "", domain: str = "", policy: str = "", limit: int = 1000) -> list[Plain]:
@@ -63,8 +70,8 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis, settings: Setti
 
 
 def _meant(status: FleetStatus, domain: str) -> FleetStatus:
-    found = one_of(status, domain) if domain else status
-    if domain and not found.domains:
+    found = one_of(status, domain)
+    if not found.domains:
         raise UnknownDomain(
             f"Neither a hypervisor nor the catalog has a domain {domain!r}.",
             "`virtvault status --all` lists those that are known.",

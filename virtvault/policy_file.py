@@ -24,8 +24,8 @@ from virtvault.schemas.policies import PolicyDocumentSchema
 
 __all__ = ["LARGEST", "read", "without"]
 
-# Bytes of a file. One that names 20 000 domains one by one is smaller.
-LARGEST = 2**20
+# Bytes of a file: what central can read within an answer's time. 5 000 uuids are smaller.
+LARGEST = 2**18
 # Values of a document with all its aliases written out.
 MOST = 200_000
 # Problems that are told at a time.

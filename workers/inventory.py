@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ class _Domains:
             found = self._hypervisor.describe(known.uuid)
         except DomainStopped:
             return None
-        except MonitorError as error:  # one that is ill must not hide the others
+        except (MonitorError, ElementTree.ParseError) as error:
+            # One that is ill must not hide the others.
             log.warning("domain %s is told as it was known: %s", known.name, error)
             found = known
         self._read[known.uuid] = began

@@ -53,30 +53,6 @@ class Alerts(Notices):
         with self._reading() as session:
             return [_alert(row) for row in session.scalars(query.where(wanted))]
 
-    def last_told(self, kind: str, subject: str) -> str:
-        """When the open alert was told last, UTC; empty where none is open."""
-        with self._reading() as session:
-            row = _open(session, kind, subject)
-            return "" if row is None else row.told
-
-    def told_before(self, at: str) -> list[Alert]:
-        """The open alerts that were told last before ``at``."""
-        query = select(AlertRow).where(AlertRow.closed == "", AlertRow.told < at)
-        with self._reading() as session:
-            return [_alert(row) for row in session.scalars(query.order_by(AlertRow.told))]
-
-    def tell_again(
-        self, kind: str, subject: str, at: str, notices: Sequence[NewNotice] = ()
-    ) -> bool:
-        """Note that the open alert is told at ``at``, with what is told; False where none is."""
-        with self._writing() as session:
-            row = _open(session, kind, subject)
-            if row is None or row.told >= at:
-                return False
-            row.told = at
-            _put(session, notices, at)
-            return True
-
 
 def _open(session: Session, kind: str, subject: str) -> AlertRow | None:
     query = select(AlertRow).where(

@@ -194,6 +194,14 @@ class ScheduleRow(Base):
     state: Mapped[str] = mapped_column(String)
     at: Mapped[str] = mapped_column(String)
     task_id: Mapped[str] = mapped_column(String)
+    __table_args__ = (
+        Index(
+            "ix_schedule_failed",
+            "policy",
+            postgresql_where=text("state = 'failed'"),
+            sqlite_where=text("state = 'failed'"),
+        ),
+    )
 
 
 class PolicyVersionRow(Base):

@@ -10,8 +10,16 @@ from sqlalchemy import func, select
 from tasks.catalog.alerts import Alerts
 from tasks.catalog.database import CHUNK
 from tasks.catalog.notices import NewNotice, put_notice
-from tasks.catalog.tables import AlertRow, RunRow, ScheduleRow, SlotRow
-from virtvault.models import Alert, SlotRecord
+from tasks.catalog.tables import (
+    AlertRow,
+    DomainRow,
+    HostRow,
+    RepositoryRow,
+    RunRow,
+    ScheduleRow,
+    SlotRow,
+)
+from virtvault.models import Alert, HostInfo, RepositoryInfo, SlotRecord
 
 __all__ = ["Watching"]
 
@@ -98,6 +106,38 @@ class Watching(Alerts):
         )
         with self._reading() as session:
             return {f"{policy}/{kind}/{uuid}" for policy, kind, uuid in session.execute(query)}
+
+    def hypervisors(self) -> list[HostInfo]:
+        """Each as its newest inventory says, none of them alive: that is not known here."""
+        current = (DomainRow.host == HostRow.host) & (DomainRow.at >= HostRow.listed)
+        counted = select(HostRow.host, func.count()).join(DomainRow, current).group_by(HostRow.host)
+        with self._reading() as session:
+            hosts = session.scalars(select(HostRow).order_by(HostRow.host)).all()
+            counts = {row[0]: row[1] for row in session.execute(counted)}
+            rooms: dict[str, list[RepositoryInfo]] = {}
+            for row in session.scalars(select(RepositoryRow).order_by(RepositoryRow.name)):
+                room = RepositoryInfo(row.name, row.id, row.type, row.free, row.size, row.why)
+                rooms.setdefault(row.host, []).append(room)
+        return [
+            HostInfo(
+                host=row.host,
+                alive=False,
+                seen=row.at,
+                libvirt=row.versions.get("libvirt", ""),
+                qemu=row.versions.get("qemu", ""),
+                domains=counts.get(row.host, 0),
+                repositories=tuple(room.name for room in rooms.get(row.host, ())),
+                storage=tuple(rooms.get(row.host, ())),
+                trouble=row.trouble,
+            )
+            for row in hosts
+        ]
+
+    def default_repositories(self) -> dict[str, str]:
+        """The repository that each hypervisor means where none is named."""
+        with self._reading() as session:
+            rows = session.execute(select(HostRow.host, HostRow.default))
+            return {row.host: row.default for row in rows}
 
     def first_slots(self, uuids: Sequence[str]) -> dict[str, str]:
         """When the first slot of a backup of each of these domains came; none came of others."""

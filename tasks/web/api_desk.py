@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from tasks.web.api_ends import Ends
 from tasks.web.api_errors import Refused
 from tasks.web.page_answers import Answers
 from virtvault import Client, queues, runs, schemas
-from virtvault.errors import UnknownPoint, UnknownTask
+from virtvault.errors import InvalidSettings, UnknownPoint, UnknownTask
 from virtvault.models import FleetStatus, Point
 from virtvault.runs import RunRecord
 from virtvault.settings import Settings
 from virtvault.tokens import Token, TokenFile
 
 __all__ = ["Call", "Desk"]
+
+log = logging.getLogger(__name__)
 
 # Questions at a time: each waits for an answer through Redis, for control_timeout at most.
 THREADS = 8
@@ -59,6 +63,35 @@ class Desk:
         self.ends = Ends(self.client)
         # Requests that have, or wait for, a thread.
         self.waiting = 0
+
+    def caller(self, authorization: str) -> Token:
+        """The token that the header of that name holds.
+
+        :raises Refused: 401 where it is none of ours; 503 where that cannot be told.
+        """
+        scheme, _, secret = authorization.partition(" ")
+        token = None
+        if scheme.lower() == "bearer":
+            try:
+                token = self.tokens.find(secret.strip(), datetime.now(UTC))
+            except InvalidSettings as error:
+                # Strangers are not told where the file is.
+                log.error("%s %s", error.message, error.mend)
+                raise Refused(
+                    503,
+                    "InvalidSettings",
+                    "The API's tokens cannot be read.",
+                    "Flower's log on the server says why and how to mend it.",
+                ) from error
+        if token is None:
+            raise Refused(
+                401,
+                "Unauthorized",
+                "This needs a bearer token that is known and has not expired.",
+                "Send the header `Authorization: Bearer TOKEN`; `virtvault token add` makes one.",
+                headers={"WWW-Authenticate": 'Bearer realm="virtvault"'},
+            )
+        return token
 
 
 class ApiClient(Client):

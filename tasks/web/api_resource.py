@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from flower.options import options
@@ -22,14 +20,11 @@ from tasks.web.api_errors import Refused, no_number, no_twins, refuse_fields, re
 from tasks.web.api_operations import OPERATIONS, Operation
 from tasks.web.page_answers import Answer
 from virtvault import schemas
-from virtvault.errors import InvalidSettings, VirtvaultError
+from virtvault.errors import VirtvaultError
 from virtvault.handle import READY
 from virtvault.settings import Settings
-from virtvault.tokens import Token
 
 __all__ = ["routes"]
-
-log = logging.getLogger(__name__)
 
 # Bytes. The largest request of ours names a few hundred points.
 BODY_LIMIT = 64 * 1024
@@ -138,7 +133,7 @@ class Resource(RequestHandler):
     # -- admitting ----------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        self.token = self._caller()
+        self.token = self.desk.caller(self.request.headers.get("Authorization", ""))
         if not self.operations:
             raise Refused(404, "NotFound", "There is nothing here.", "GET /v1/openapi.json.")
         operation = self.operations.get(self.request.method or "")
@@ -157,31 +152,6 @@ class Resource(RequestHandler):
     def _go_on(self) -> None:
         if self._refusal is not None:
             raise self._refusal
-
-    def _caller(self) -> Token:
-        scheme, _, secret = self.request.headers.get("Authorization", "").partition(" ")
-        token = None
-        if scheme.lower() == "bearer":
-            try:
-                token = self.desk.tokens.find(secret.strip(), datetime.now(UTC))
-            except InvalidSettings as error:
-                # Strangers are not told where the file is.
-                log.error("%s %s", error.message, error.mend)
-                raise Refused(
-                    503,
-                    "InvalidSettings",
-                    "The API's tokens cannot be read.",
-                    "Flower's log on the server says why and how to mend it.",
-                ) from error
-        if token is None:
-            raise Refused(
-                401,
-                "Unauthorized",
-                "This needs a bearer token that is known and has not expired.",
-                "Send the header `Authorization: Bearer TOKEN`; `virtvault token add` makes one.",
-                headers={"WWW-Authenticate": 'Bearer realm="virtvault"'},
-            )
-        return token
 
     # -- asking -------------------------------------------------------------------------------
 

@@ -31,4 +31,4 @@ def routes(settings: Settings, client: Client | None = None) -> list[Any]:
 
 def link(server: Any) -> None:
     """Put a link to the page into the navigation of Flower's own pages."""
-    import_module("tasks.web.page_views").link(server)
+    import_module("tasks.web.page_assets").link(server)

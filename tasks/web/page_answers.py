@@ -58,8 +58,12 @@ class Answers:
         self._silent: NotReachable | None = None
         self._silent_until = 0.0
 
-    async def get(self, key: str, ask: Callable[[], Any], seconds: float) -> Answer:
+    async def get(
+        self, key: str, ask: Callable[[], Any], seconds: float, factor: float = COST_FACTOR
+    ) -> Answer:
         """The answer kept under ``key``, asked again where it is older than ``seconds``.
+
+        It is kept ``factor`` times as long as it took, where that is longer.
 
         With trouble the last value stays, under the time it is of.
         """
@@ -73,7 +77,7 @@ class Answers:
             if time.monotonic() < self._silent_until:
                 answer.trouble = self._silent
                 return answer
-            answer.asking = asyncio.ensure_future(self._ask(answer, ask, seconds))
+            answer.asking = asyncio.ensure_future(self._ask(answer, ask, seconds, factor))
         # A viewer that goes away must not end the question for the others.
         await asyncio.shield(answer.asking)
         return answer
@@ -83,7 +87,9 @@ class Answers:
         answer = self._kept.get(key)
         return answer.value if answer else None
 
-    async def _ask(self, answer: Answer, ask: Callable[[], Any], seconds: float) -> None:
+    async def _ask(
+        self, answer: Answer, ask: Callable[[], Any], seconds: float, factor: float
+    ) -> None:
         began, at = time.monotonic(), stamp()
         loop = asyncio.get_running_loop()
         try:
@@ -104,5 +110,5 @@ class Answers:
             self._silent, self._silent_until = answer.trouble, ended + SILENCE
             seconds = SILENCE
         else:
-            seconds = max(seconds, COST_FACTOR * (ended - began))
+            seconds = max(seconds, factor * (ended - began))
         answer.until = ended + seconds

@@ -4,50 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from flower.views import BaseHandler
 from tornado.options import options
-from tornado.template import Loader, Template
-from tornado.web import HTTPError, authenticated, url
+from tornado.web import HTTPError, url
 
 from tasks.web import page_data, page_history, page_live
 from tasks.web.page_answers import Answer, Answers, stamp
+from tasks.web.page_assets import Asset, View, assets
 from tasks.web.page_data import Fleet
 from virtvault import Client, schemas
 from virtvault.errors import BadInput
 from virtvault.models import RunInfo, SlotRecord
 from virtvault.stored import UUID
 
-__all__ = ["link", "routes"]
-
-# Nothing from elsewhere, nothing inline, and no text is ever taken for markup.
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none';"
-        " frame-ancestors 'none'; require-trusted-types-for 'script'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+__all__ = ["routes"]
 
 # Seconds an answer is good enough for.
 FLEET_SECONDS = 4.0
 DOMAIN_SECONDS = 4.0
+# One domain's answer costs little: that it took long says that others are at work.
+DOMAIN_FACTOR = 1.0
 HISTORY_SECONDS = 10.0
 TRENDS_SECONDS = 60.0
 LIVE_SECONDS = 1.0
@@ -82,7 +63,7 @@ def routes(client: Client) -> list[Any]:
         "trends": Trends,
         r"domain/([^/]+)": Domain,
     }
-    files = {"files": _files()}
+    files = {"files": assets()}
     return [
         url(f"{prefix}/backups", Asset, {**files, "name": "backups.html"}, name="backups"),
         url(f"{prefix}/backups/static/([a-z.-]+)", Asset, files),
@@ -93,55 +74,7 @@ def routes(client: Client) -> list[Any]:
     ]
 
 
-def link(server: Any) -> None:
-    """Put a link to the page into the navigation of Flower's own pages."""
-    server.settings["template_loader"] = _Linked(server.settings["template_path"])
-
-
-class _Linked(Loader):
-    """Flower's templates, with one entry more in the navigation."""
-
-    _entry = (
-        '<li class="nav-item"><a class="nav-link" href="{{ reverse_url(\'backups\') }}">'
-        "Backups</a></li>\n      </ul>"
-    )
-
-    def _create_template(self, name: str) -> Template:
-        if name != "navbar.html":
-            return super()._create_template(name)
-        # A navigation that is built otherwise stays as it is: the page has its address anyway.
-        text = Path(self.root, name).read_text()
-        text = re.sub(r"</ul>", lambda _: self._entry, text, count=1)
-        return Template(text, name=name, loader=self)
-
-
-class _View(BaseHandler):  # type: ignore[misc]
-    """What all of the page's answers have in common."""
-
-    def set_default_headers(self) -> None:
-        super().set_default_headers()
-        for name, value in HEADERS.items():
-            self.set_header(name, value)
-
-
-class Asset(_View):
-    """The page itself, its style and its scripts."""
-
-    def initialize(self, files: dict[str, tuple[str, bytes]], name: str = "") -> None:
-        self._files, self._name = files, name
-
-    @authenticated
-    def get(self, name: str = "") -> None:
-        found = self._files.get(name or self._name)
-        if found is None:
-            raise HTTPError(404)
-        self.set_header("Content-Type", found[0])
-        # Asked for each time, sent again when it has changed: no viewer is left with old scripts.
-        self.set_header("Cache-Control", "no-cache")
-        self.finish(found[1])
-
-
-class Data(_View):
+class Data(View):
     """JSON: ``{"data", "at", "now", "trouble"}``; ``data`` is as it was ``at`` (UTC).
 
     ``trouble`` is None, or ``{"message", "mend"}``: why nothing newer is known. Then ``data`` is
@@ -302,7 +235,7 @@ class Domain(Data):
             raise HTTPError(404, "a domain is named by its uuid")
         client = self.source.client
         return await self.source.central.get(
-            f"domain {uuid}", lambda: _domain(client, uuid), DOMAIN_SECONDS
+            f"domain {uuid}", lambda: _domain(client, uuid), DOMAIN_SECONDS, DOMAIN_FACTOR
         )
 
 
@@ -320,13 +253,3 @@ def _domain(client: Client, uuid: str) -> dict[str, Any]:
         "runs": [page_history.run(one) for one in runs],
         "slots": [schemas.dump(one) for one in slots if one.state in page_history.UNRUN],
     }
-
-
-def _files() -> dict[str, tuple[str, bytes]]:
-    """The assets by name: content type and content."""
-    found = {}
-    for file in resources.files("tasks.web").joinpath("static").iterdir():
-        kind = TYPES.get(Path(file.name).suffix)
-        if kind:
-            found[file.name] = (f"{kind}; charset=utf-8", file.read_bytes())
-    return found

@@ -23,6 +23,14 @@ from tests.lab import DiskSpec, Guest, Hypervisor
 HERE = Path(__file__).resolve().parents[2] / ".demo"
 FLOWER_PORT = 5555
 MIB = 2**20
+POLICIES = """\
+policies:
+  - name: hourly
+    select: {{names: [{name}]}}
+    schedule: {{every: 1h}}
+    rpo: 3h
+    retention: {{hourly: 24, daily: 7}}
+"""
 
 
 def main() -> None:
@@ -74,6 +82,7 @@ def main() -> None:
         _prune(console, flow, guest)
         stack.callback(_remove, connection, f"{guest.name}-again")
         _boot_again(console, flow, f"{guest.name}-again", guests / "again")
+        _by_policy(console, flow, guest)
         if stay:
             _stay(console, flow)
     console.print("All is taken down again.")
@@ -103,6 +112,20 @@ def _boot_again(console: Console, flow: Flow, name: str, directory: Path) -> Non
         f"virtvault restore --as {name} --mode instant: it ran after {ran:.1f} s, and needed the "
         f"repository no more after {ended:.1f} s."
     )
+
+
+def _by_policy(console: Console, flow: Flow, guest: Guest) -> None:
+    """From now on beat backs the guest up each hour."""
+    path = HERE / "policies.yaml"
+    path.write_text(POLICIES.format(name=guest.name))
+    flow.run("policy", "apply", "-f", str(path))
+    preview = flow.json("policy", "preview", "--hours", "24")
+    runs = [run for run in preview["runs"] if run["kind"] == "backup"]
+    console.print(
+        f"virtvault policy apply: {len(runs)} backups in the next 24 hours, the first at "
+        f"{runs[0]['at']}. virtvault status {guest.name}:"
+    )
+    console.print(flow.run("status", guest.name), markup=False, highlight=False)
 
 
 def _remove(connection: libvirt.virConnect, name: str) -> None:

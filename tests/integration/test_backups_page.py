@@ -222,6 +222,8 @@ def test_a_domain_its_points_and_chain_by_keyboard(
         seen.focus(f"[data-key='point {newest.id}']")
         seen.keyboard.press("Enter")
         assert newest.id in text(seen, ".details")
+        # The list was drawn anew, and the keyboard is still where it was.
+        assert seen.evaluate("document.activeElement.dataset.key") == f"point {newest.id}"
         if parent:
             seen.click(f".details button:has-text('{parent}')")
             opened = seen.locator(f".point:has([data-key='point {parent}']) .details")
@@ -411,6 +413,7 @@ def test_a_real_backup_shows_its_bar_and_then_its_point(
         client = stack.client()
         handle = client.backup(guest.name, sync="full", speed=MIB)
         with open_page(browser, f"http://127.0.0.1:{port}/backups") as (seen, complaints):
+            seen.set_default_timeout(60_000)
             task = seen.locator("#running .task", has_text=guest.name)
             task.locator("text=copying").wait_for()
             task.locator("text=MiB/s").wait_for()

@@ -70,7 +70,6 @@ def test_a_chain_follows_its_domain_to_another_hypervisor_and_back(
     hypervisor: Hypervisor, second: SecondHypervisor, boot: Boot, workdir: Path
 ) -> None:
     guest = boot(VDA)
-    guest.resume()
     taken: list[BackupResult] = []
 
     def back_up(client: Client, host: str) -> BackupResult:
@@ -86,7 +85,6 @@ def test_a_chain_follows_its_domain_to_another_hypervisor_and_back(
         assert disk.sync == ("incremental" if taken else "full"), disk.reason
         assert (done.host, disk.parent) == (host, taken[-1].point if taken else "")
         taken.append(done)
-        guest.resume()
         image = stack.repository / done.uuid / done.point / "vda.qcow2"
         assert_same(image, "qcow2", reference, "qcow2")
         return done
@@ -100,6 +98,7 @@ def test_a_chain_follows_its_domain_to_another_hypervisor_and_back(
         back_up(client, stack.host)
         assert client.label(guest.name, {"tier": "prod"}).labels == {"tier": "prod"}
         guest.qemu_io("vda", "write -P 2 4M 1M")
+        guest.resume()
         with migrated(guest, second):
             back_up(client, other.host)
             guest.qemu_io("vda", "write -P 3 5M 1M")
@@ -107,7 +106,7 @@ def test_a_chain_follows_its_domain_to_another_hypervisor_and_back(
             back_up(client, other.host)
             assert client.find_domain(guest.name).labels == {"tier": "prod"}
             guest.qemu_io("vda", "write -P 4 20M 1M")
-            guest.suspend()
+            assert guest.is_paused()
         # QEMU reads its images as they were when it was started to be migrated to.
         until(lambda: client.find_domain(guest.name).host == stack.host, "the way back")
         with pytest.raises(DomainBusy, match="came here paused") as busy:

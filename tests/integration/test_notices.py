@@ -370,13 +370,13 @@ def test_central_killed_while_it_calls_back_calls_again_and_the_end_is_told(
             client.app.send_task(queues.RECORD, args=[{"run": RUN}], queue=queues.CENTRAL)
         ended = next(client.ends(last=1, follow=True))
         assert (ended.task_id, ended.state, ended.error) == ("t1", "failed", "No room.")
-        until(lambda: receiver.taken, "the first call", 30)
+        until(lambda: receiver.taken, "the first call", 60)
         stack.stop("central", signal.SIGKILL)
         receiver.let_go.set()
         # Redis forgets who was about to call, and all else.
         stack.redis.flush()
         stack.start("central")
-        until(lambda: len(receiver.taken) == 2, "the second call", 30)
+        until(lambda: len(receiver.taken) == 2, "the second call", 60)
         first, second = receiver.taken
         assert first.json == second.json
         assert second.json["run"] == schemas.dump(ended)

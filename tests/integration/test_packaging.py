@@ -75,3 +75,4 @@ def test_the_wheel_has_all_four_packages_and_their_types(python: Path) -> None:
     for package in ("virtvault", "workers", "tasks", "beat"):
         assert (site / package / "__init__.py").exists()
     assert (site / "virtvault" / "py.typed").exists()
+    assert list((site / "tasks" / "catalog" / "migrations" / "versions").glob("0001_*.py"))

@@ -1,6 +1,5 @@
 """A PostgreSQL of the tests' own, on a unix socket alone."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,17 +60,12 @@ class Postgres:
             host=str(self.directory), dbname=database, user=USER, autocommit=True
         )
 
-    @contextlib.contextmanager
-    def database(self, template: str = "template0") -> Iterator[str]:
-        """The URL of a new database, empty or a copy of another, dropped afterwards."""
+    def database(self, template: str = "template0") -> str:
+        """The URL of a new database, empty or a copy of another; it goes with the cluster."""
         name = f"test_{uuid.uuid4().hex[:12]}"
         with self.connect() as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        try:
-            yield self.url(name)
-        finally:
-            with self.connect() as connection:
-                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        return self.url(name)
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -98,11 +91,13 @@ class Postgres:
                 raise RuntimeError(f"PostgreSQL does not answer; its log: {said}")
             time.sleep(0.02)
 
-    def stop(self) -> None:
-        """End the server and its sessions; no effect when it does not run."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End the server and its sessions; no effect when it does not run.
+
+        SIGINT lets it finish its files, SIGQUIT leaves that to the next start.
+        """
         if self._process is not None:
-            # "Fast": it waits for no client.
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(how)
             try:
                 self._process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -112,7 +107,7 @@ class Postgres:
 
     def close(self) -> None:
         """Stop the server and delete the cluster."""
-        self.stop()
+        self.stop(signal.SIGQUIT)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _make(self) -> None:

@@ -23,7 +23,7 @@ class Stores:
     def empty(self, kind: str) -> str:
         """The URL of an empty database."""
         if kind == "postgres":
-            return self._stack.enter_context(self.server.database())
+            return self.server.database()
         directory = self._stack.enter_context(tempfile.TemporaryDirectory())
         return f"sqlite:///{directory}/catalog.sqlite"
 
@@ -34,7 +34,7 @@ class Stores:
             Catalog(self._made[kind]).close()
         made = self._made[kind]
         if kind == "postgres":
-            url = self._stack.enter_context(self.server.database(_name(made)))
+            url = self.server.database(_name(made))
         else:
             url = self.empty(kind)
             with closing(sqlite3.connect(_path(made))) as database:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from virtvault.settings import RepositorySettings, Settings, load
+from virtvault.settings import NotifySettings, RepositorySettings, Settings, load
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "virtvault.toml.example"
 # A setting is "#key = value" or "#[table]", without the space a sentence has.
@@ -27,8 +27,9 @@ def test_as_delivered_it_changes_nothing() -> None:
 
 def test_every_setting_is_mentioned_once() -> None:
     text = EXAMPLE.read_text()
-    for name in (field.name for field in fields(Settings)):
-        wanted = r"^#\[repositories\." if name == "repositories" else rf"^#{name} = "
+    for name in (field.name for field in (*fields(Settings), *fields(NotifySettings))):
+        tables = {"repositories": r"^#\[repositories\.", "notify": r"^#\[notify\]"}
+        wanted = tables.get(name, rf"^#{name} = ")
         assert len(re.findall(wanted, text, re.MULTILINE)) == 1, name
 
 

@@ -154,6 +154,7 @@ limit: 3
             "  schedule: {every: 1d, timezone: Europe/Vienna}",
             "schedule.timezone: goes with cron: every counts from midnight UTC",
         ),
+        ("  schedule: {every: 1h, window: 32d}", "schedule.window: must be 31 days at most"),
         ("  schedule: {every: 99999999999d}", "schedule.every: must be 100 years at most"),
         ('  schedule: {cron: "* * * *"}', "schedule.cron: must have five fields"),
         ('  schedule: {cron: "0 0 30 2 *"}', "schedule.cron: is not a cron expression"),

@@ -17,10 +17,8 @@ from virtvault.models import (
     DomainStatus,
     FleetStatus,
     HostInfo,
-    Inventory,
     Policy,
     PolicyDocument,
-    RepositoryInfo,
     RunInfo,
     Schedule,
     Selector,
@@ -60,11 +58,6 @@ def host(name: str, *, alive: bool = True) -> HostInfo:
     return HostInfo(name, alive, moment(0))
 
 
-def inventory(name: str, *repositories: str) -> Inventory:
-    made = tuple(RepositoryInfo(r, f"id-{r}") for r in repositories)
-    return Inventory(name, moment(0), {}, made, (), default=repositories[0])
-
-
 def look(
     *policies: Policy,
     points: Iterable[Newest] = (),
@@ -73,7 +66,8 @@ def look(
 ) -> FleetStatus:
     given: dict[str, Any] = {
         "hosts": {"hv1": host("hv1")},
-        "inventories": {"hv1": inventory("hv1", "main", "second")},
+        "repositories": {"hv1": {"main": "id-main", "second": "id-second"}},
+        "defaults": {"hv1": "main"},
         "last": {},
         **facts,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from virtvault.cli import token
 from virtvault.cli.main import cli
 from virtvault.errors import InvalidRequest, InvalidSettings
 from virtvault.tokens import ROLES, TokenFile
@@ -142,18 +143,19 @@ def test_the_command_line(path: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         assert done.exit_code == code, done.output
         return done.stdout, done.stderr
 
+    assert token.ROLES == ROLES
     secret, said = run("add", "ci", "--role", "operator", "--expires", "90d")
     assert "only time" in said
-    token = TokenFile(path).find(secret.strip(), datetime.now(UTC))
-    assert token is not None
-    lasts = datetime.fromisoformat(token.expires) - datetime.fromisoformat(token.created)
+    made = TokenFile(path).find(secret.strip(), datetime.now(UTC))
+    assert made is not None
+    lasts = datetime.fromisoformat(made.expires) - datetime.fromisoformat(made.created)
     assert lasts == timedelta(days=90)
     (listed,) = json.loads(run("list", "--json")[0])
     assert listed == {
         "name": "ci",
         "role": "operator",
-        "created": token.created,
-        "expires": token.expires,
+        "created": made.created,
+        "expires": made.expires,
     }
     for wrong in ("0", "soon"):
         assert "--expires" in run("add", "x", "--role", "viewer", "--expires", wrong, code=2)[1]

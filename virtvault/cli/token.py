@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
-from marshmallow import ValidationError
 
 from virtvault.cli import output
 from virtvault.cli.options import Invocation, json_option
-from virtvault.schemas.units import Duration
-from virtvault.tokens import ROLES, TokenFile
 
-__all__ = ["token"]
+if TYPE_CHECKING:
+    from virtvault.tokens import TokenFile
+
+__all__ = ["ROLES", "token"]
+
+# Those of virtvault.tokens, which takes longer to load than `virtvault --help` should run.
+ROLES = ("viewer", "operator", "restore")
 
 
 @click.group()
@@ -80,12 +84,17 @@ def remove(name: str) -> None:
 
 def _file() -> TokenFile:
     from virtvault import settings
+    from virtvault.tokens import TokenFile
 
     invocation = click.get_current_context().find_object(Invocation) or Invocation()
     return TokenFile(settings.load(invocation.config).tokens)
 
 
 def _seconds(text: str | None) -> int:
+    from marshmallow import ValidationError
+
+    from virtvault.schemas.units import Duration
+
     if text is None:
         return 0
     try:

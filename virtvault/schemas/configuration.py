@@ -24,6 +24,11 @@ class RepositorySettingsSchema(Strict):
     type = f.String(validate=validate.OneOf(("directory",)))
 
 
+def _email_or_empty(address: str) -> None:
+    if address:
+        validate.Email()(address)
+
+
 class NotifySettingsSchema(Strict):
     model = NotifySettings
     webhooks = f.List(
@@ -31,7 +36,7 @@ class NotifySettingsSchema(Strict):
     )
     webhook_secret_file = f.String()
     email_to = f.List(f.String(validate=validate.Email()))
-    email_from = f.String(validate=validate.Email())
+    email_from = f.String(validate=_email_or_empty)
     smtp = f.String(validate=validate.Regexp(r"^[^:\s]+:\d+\Z", error="must be host:port"))
     smtp_starttls = f.Boolean(truthy={True}, falsy={False})
     smtp_user = f.String()

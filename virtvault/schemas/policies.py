@@ -15,8 +15,8 @@ from virtvault.schemas.base import NAME, NOT_NEGATIVE, TARGET, Strict, text
 from virtvault.schemas.requests import RetentionRulesSchema
 from virtvault.schemas.units import Duration, Speed, Spread
 
-# Seconds of a window where none is given with cron.
-CRON_WINDOW = 3600
+# Seconds of a window where none is given with cron, and that may be given.
+CRON_WINDOW, LONGEST_WINDOW = 3600, 31 * 86400
 PATTERN = validate.Length(min=1, max=300, error="must be 1 to 300 characters")
 LABEL = validate.Regexp(
     r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}\Z", error="use letters, digits, '_', '.', '-'"
@@ -69,6 +69,8 @@ class ScheduleSchema(Strict):
             raise ValidationError("give either cron or every", "cron")
         if every and every < 60:
             raise ValidationError("must be a minute or more", "every")
+        if data.get("window", 0) > LONGEST_WINDOW:
+            raise ValidationError("must be 31 days at most", "window")
         if every and data.get("timezone", "UTC") != "UTC":
             raise ValidationError("goes with cron: every counts from midnight UTC", "timezone")
         if data.get("spread", -1) > (data.get("window") or every or CRON_WINDOW):

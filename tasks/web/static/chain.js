@@ -121,7 +121,7 @@ export function chain(place, { points: all, total }, open, again) {
         h("button", {
           type: "button", class: "point-head", key: `point ${point.id}`, "aria-expanded": String(seen),
           on: { click: () => {
-            open.add(point.id); open.clear();
+            if (!open.delete(point.id)) open.add(point.id);
             again();
           } },
         },

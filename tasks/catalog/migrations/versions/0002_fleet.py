@@ -141,6 +141,10 @@ def _of_policies() -> None:
         number("attempt"),
         *(text(name) for name in ("state", "at", "task_id")),
     )
+    failed = sa.text("state = 'failed'")
+    op.create_index(
+        "ix_schedule_failed", "schedule", ["policy"], postgresql_where=failed, sqlite_where=failed
+    )
 
 
 def _of_alerts() -> None:
