@@ -210,6 +210,10 @@ def test_cancel_leaves_nothing_and_loses_nothing(stack: Stack, guest: Guest) -> 
     assert {d.sync for d in second.disks} == {"incremental"}
     image = stack.repository / second.uuid / second.point / "vda.qcow2"
     assert_same(image, "qcow2", reference, "qcow2")
+    wait_for(lambda: len(client.runs(domain=first.uuid)) == 3, 60)
+    told = [(run.state, run.domain, run.point) for run in client.runs(domain=first.uuid)]
+    assert told[0] == ("complete", guest.name, second.point)
+    assert told[1][:2] == ("cancelled", guest.name)
 
 
 def test_points_reach_the_catalog_after_central_was_away(stack: Stack, guest: Guest) -> None:

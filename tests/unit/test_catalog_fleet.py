@@ -16,6 +16,7 @@ from sqlalchemy import event, select
 
 from tasks.catalog import Catalog, NewNotice
 from tasks.catalog.tables import Base, SlotRow
+from tasks.facts import facts
 from tests.lab.stores import KINDS, Stores
 from tests.unit.test_catalog import (
     FIRST,
@@ -41,6 +42,7 @@ from virtvault.models import (
     Selector,
     SlotRecord,
 )
+from workers.journal import Run
 
 
 def domain(
@@ -428,3 +430,25 @@ def test_questions_about_the_fleet_are_a_few_statements_however_many_domains(
         assert len(catalog.last_runs()) == 3
         assert catalog.newest() == []
     assert len([s for s in said if s.startswith(("SELECT", "WITH"))]) == 5
+
+
+def test_what_is_told_of_a_run_comes_from_its_result_and_else_from_its_journal() -> None:
+    made = point(FIRST)
+    full = replace(made.disks[0], transferred=5)
+    disks = (full, replace(full, target="vdb", sync="incremental"))
+    result = {**schemas.dump(replace(made, disks=disks)), "point": FIRST}
+    told = {"domain": "web", "uuid": UUID, "repository": "main", "point": FIRST}
+    assert facts(None, result) == {
+        **told,
+        "started": made.started,
+        "sync": "mixed",
+        "transferred": 10,
+        "stored": 2 * 2**20,
+    }
+    journal = Run("t", "backup", {}, **told, started=now(1))
+    assert facts(journal, None) == {**told, "started": now(1)}
+    assert facts(None, {"verdicts": [{"point": FIRST}], "repository": "main"}) == {
+        "repository": "main",
+        "point": FIRST,
+    }
+    assert facts(None, None) == {}

@@ -125,6 +125,9 @@ def _fleet(fleet: FleetStatus, alerts: Sequence[Alert], narrowed: bool, everythi
 
 def _totals(fleet: FleetStatus, by_word: dict[str, list[DomainStatus]]) -> None:
     totals = fleet.totals
+    if not totals.domains and not fleet.domains and totals.hosts > totals.hosts_gone:
+        click.echo(f"No domain yet on {_count(totals.hosts, 'hypervisor')}.")
+        return
     if not totals.domains and not fleet.domains:
         click.echo(
             "No domain is known. Start `virtvault up` on a single hypervisor, or `virtvault "
