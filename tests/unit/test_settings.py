@@ -38,7 +38,7 @@ def test_the_file_is_the_one_the_environment_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("slotz = 3", "slotz: unknown field (known: backing_roots, broker_url, "),
+        ("slotz = 3", "slotz: unknown field (known: backing_roots, beat_interval, "),
         ("slots = 0", "slots: must be at least 1"),
         ('slots = "many"', "slots: "),
         ('host = "../x"', "host: use letters"),
