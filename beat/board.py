@@ -84,13 +84,25 @@ class Board:
         self.state.restore(self.lasts, [], self.records)
         log.info("leading, with %d entries' last slots from central", len(said))
 
-    def adopt(self) -> None:
-        """Count open runs of ours that we do not know of: their workers have just told of them."""
+    def adopt(self, now: float) -> None:
+        """Count open runs of ours that we do not know of: their workers have just told of them.
+
+        A later slot that waits does not begin beside one.
+        """
         change, found = Change(), []
         for work in self.flights.strangers():
             if work.entry not in self.flights.works:
                 change.claim(work)
                 found.append(work)
+                before = self.waiting.works.get(work.entry)
+                if before is not None and before.slot != work.slot:
+                    why = (
+                        f"The previous run, task {work.task_id} on {work.host}, was at work again."
+                    )
+                    skipped = before.attempt == 1 and not before.lost
+                    change.tell(
+                        before.record("skipped", now, why) if skipped else before.over(now, why)
+                    )
         self.commit(change)
         for work in found:
             self.flights.works[work.entry] = work
@@ -99,17 +111,25 @@ class Board:
     def send_lost(self, now: float) -> None:
         """Tasks that were dispatched before the flush, and that nobody holds or has ended: again.
 
-        They have the ids that they had. A worker that has done one returns what it did.
+        They have the ids that they had. A worker that has done one returns what it did. What a
+        later slot has taken the place of, or is too late for its policy, has failed.
         """
         change, again = Change(), []
         for name, (slot, attempt) in self.lost.items():
             entry = Entry.parse(name)
-            schedule = self.view.schedule(entry)
-            if schedule is None or name in self.flights.works or name in self.waiting.works:
+            schedule, policy = self.view.schedule(entry), self.view.policy(entry.policy)
+            flight = self.flights.works.get(name)
+            if schedule is None or policy is None or (flight is not None and flight.slot == slot):
                 continue
-            if (closes := slot + window(schedule)) > now:
-                again.append(Work(name, slot, slot, closes, attempt, now, slot, lost=True))
-                change.wait(again[-1])
+            closes = slot + window(schedule)
+            work = Work(name, slot, slot, closes, attempt, now, slot, lost=True)
+            if flight is not None or name in self.waiting.works:
+                change.tell(work.over(now, "A later slot took its place."))
+            elif now < closes or policy.late == "run":
+                again.append(work)
+                change.wait(work)
+            else:
+                change.tell(work.over(now, f"The window ended at {entries.moment(closes)}."))
         self.commit(change)
         for work in again:
             self.waiting.put(work)

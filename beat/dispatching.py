@@ -34,9 +34,12 @@ def dispatch(board: Board, app: Celery, now: float) -> bool:
     begun = 0
     for work, decision in board.waiting.decided(now, room):
         if not isinstance(decision, Begin):
-            over.no_wait(work.entry)
             if isinstance(decision, End):
+                over.no_wait(work.entry)
                 over.tell(decision.record)
+            else:
+                over.undecide(work.entry)
+                board.lasts.pop(work.entry, None)
             board.waiting.remove([work.entry])
             continue
         batch.append(_in_flight(work, decision, now))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from beat.state import Change
 from virtvault.errors import DomainBusy, VirtvaultError
 
 __all__ = ["give_up", "settle"]
+
+log = logging.getLogger(__name__)
 
 
 def settle(board: Board, now: float) -> None:
@@ -55,15 +58,22 @@ def give_up(board: Board, now: float) -> None:
         change.land(work.entry)
         why = f"Hypervisor {work.host} was not heard of for {GONE / 60:.0f} minutes"
         change.tell(work.record("failed", now, f"{why}; how its task ended is not known."))
+    untold = [work for work in board.flights.untold(now) if work not in abandoned]
+    for work in untold:
+        # Its run has told the catalog how it ended.
+        log.warning("task %s has ended, and its result is gone", work.task_id)
+        change.land(work.entry)
     board.commit(change)
-    for work in abandoned:
+    for work in abandoned + untold:
         del board.flights.works[work.entry]
         board.waiting.stirred = True
 
 
 def _good(work: Work, result: Any) -> float:
-    instant = result.get("instant") if isinstance(result, dict) else None
-    return entries.instant(instant) if instant else work.since
+    try:
+        return entries.instant(result["instant"])
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return work.since  # of other work, or another version's: one result stops no beat
 
 
 def _failed(change: Change, work: Work, error: Any, now: float) -> list[Work]:
@@ -73,6 +83,14 @@ def _failed(change: Change, work: Work, error: Any, now: float) -> list[Work]:
     retryable = error.retryable if isinstance(error, VirtvaultError) else True
     if retryable and later.begin < work.closes:
         change.wait(later)
+        log.info(
+            "again, as attempt %d from %s on: %s; task %s: %s",
+            later.attempt,
+            entries.moment(later.begin),
+            work.entry,
+            work.task_id,
+            why,
+        )
         return [later]
     change.tell(later.over(now, "The window has ended." if retryable else ""))
     return []

@@ -140,7 +140,7 @@ class Work:
 
     def again(self, begin: float, why: str, busy: bool) -> Work:
         """The next attempt, after this one failed."""
-        return replace(self, attempt=self.attempt + 1, begin=begin, why=why, busy=busy)
+        return replace(self, attempt=self.attempt + 1, begin=begin, why=why, busy=busy, lost=False)
 
     def over(self, now: float, why: str) -> SlotRecord:
         """What to tell of work that waited and is not begun any more.

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
-from beat.due import schedules
+from beat.due import next_due, schedules
 from beat.entries import Entry
 from beat.matching import Matching, PolicyMatcher
 from virtvault import queues, schemas
@@ -113,7 +114,7 @@ class FleetView:
         """Take these policies for those in force."""
         self.version, self.document = version, version.document or PolicyDocument()
         self._policies = {policy.name: policy for policy in self.document.policies}
-        self._schedules = {policy.name: schedules(policy) for policy in self.document.policies}
+        self._schedules = {policy.name: _known_here(policy) for policy in self.document.policies}
         self._matcher = PolicyMatcher(self.document)
         self._matched = {}
         self.plan_all()
@@ -164,9 +165,15 @@ class FleetView:
             found = self._matched[key] = self._matcher.match(place.info, place.default)
         return found
 
-    def wanted(self, uuid: str) -> dict[Entry, Schedule]:
+    def alive(self, hosts: Collection[str]) -> frozenset[str]:
+        """Those of some hypervisors that are heard of just now."""
+        names = sorted(hosts)
+        found: Any = self._client.mget([queues.host_key(host) for host in names]) if names else []
+        return frozenset(host for host, said in zip(names, found, strict=True) if said)
+
+    def wanted(self, uuid: str, alive: frozenset[str] | None = None) -> dict[Entry, Schedule]:
         """The entries that a domain shall have."""
-        place = self.place(uuid)
+        place = self.place(uuid, alive)
         if place is None:
             return {}
         return {
@@ -222,6 +229,22 @@ class FleetView:
     def _differs(self, uuid: str, host: str) -> None:
         self._matched.pop((uuid, host), None)
         self.changed[uuid] = None
+
+
+def _known_here(policy: Policy) -> dict[str, Schedule]:
+    """What a policy schedules, without what this host cannot tell the times of.
+
+    Its time zones may be older than those of the host where the policy was applied.
+    """
+    found = {}
+    for kind, schedule in schedules(policy).items():
+        try:
+            next_due(schedule, "", datetime.now(UTC))
+        except (ValueError, LookupError, OSError) as error:
+            log.error("policy %s: no %s is scheduled from here: %s", policy.name, kind, error)
+            continue
+        found[kind] = schedule
+    return found
 
 
 def _last_active(place: Place) -> tuple[bool, str, str, str]:

@@ -31,6 +31,8 @@ class Flights:
 
     def __init__(self, app: Celery, client: redis.Redis, view: FleetView) -> None:
         self.works: dict[str, Work] = {}
+        # Hypervisors that Redis knows nothing of (it was flushed), each since when we saw that.
+        self._unknown: dict[str, float] = {}
         self._app = app
         self._client = client
         self._view = view
@@ -41,20 +43,12 @@ class Flights:
 
     def ended(self) -> Iterator[tuple[Work, dict[str, Any]]]:
         """Those that have ended, each with its task's meta; all are looked at in turn."""
-        backend = self._app.backend
-        many = isinstance(backend, BaseKeyValueStoreBackend)
+        many = isinstance(self._app.backend, BaseKeyValueStoreBackend)
         batch = list(itertools.islice(self.works.values(), LOOKED_AT if many else LOOKED_AT_SINGLY))
         if len(batch) < len(self.works):
             for work in batch:  # to the end of the line
                 self.works[work.entry] = self.works.pop(work.entry)
-        if not batch:
-            return
-        if many:
-            raws = backend.mget([backend.get_key_for_task(work.task_id) for work in batch])
-            metas = [backend.decode_result(raw) if raw else None for raw in raws]
-        else:
-            metas = [backend.get_task_meta(work.task_id, cache=False) for work in batch]
-        for work, meta in zip(batch, metas, strict=True):
+        for work, meta in zip(batch, self._metas(batch), strict=True):
             if meta and meta["status"] in READY:
                 yield work, meta
 
@@ -80,13 +74,43 @@ class Flights:
         old = [work for work in self.works.values() if work.since < now - GONE]
         if not old:
             return []
-        alive: Any = self._client.mget([queues.host_key(work.host) for work in old])
-        seen: Any = self._client.hmget(queues.HOSTS_KEY, [work.host for work in old])
+        hosts = sorted({work.host for work in old})
+        alive: Any = self._client.mget([queues.host_key(host) for host in hosts])
+        seen: Any = self._client.hmget(queues.HOSTS_KEY, hosts)
+        unknown = {host for host, at in zip(hosts, seen, strict=True) if at is None}
+        self._unknown = {host: self._unknown.get(host, now) for host in unknown}
+        gone = {
+            host
+            for host, beat, at in zip(hosts, alive, seen, strict=True)
+            if not beat and (instant(at.decode()) if at else self._unknown[host]) < now - GONE
+        }
+        return [work for work in old if work.host in gone]
+
+    def untold(self, now: float) -> list[Work]:
+        """Those whose end nobody can tell any more: known to have ended, and its result is gone.
+
+        Results are kept for a week: no beat ran meanwhile, or somebody has removed them.
+        """
+        old = [work for work in self.works.values() if work.since < now - GONE]
+        if not old:
+            return []
+        is_open: Any = self._client.smismember(queues.OPEN_RUNS_KEY, [work.task_id for work in old])
+        ended = [work for work, there in zip(old, is_open, strict=True) if not there]
+        metas = self._metas(ended)
         return [
             work
-            for work, beat, at in zip(old, alive, seen, strict=True)
-            if not beat and (at is None or instant(at.decode()) < now - GONE)
+            for work, meta in zip(ended, metas, strict=True)
+            if not (meta and meta["status"] in READY)
         ]
+
+    def _metas(self, works: list[Work]) -> list[Any]:
+        backend = self._app.backend
+        if not works:
+            return []
+        if isinstance(backend, BaseKeyValueStoreBackend):
+            raws = backend.mget([backend.get_key_for_task(work.task_id) for work in works])
+            return [backend.decode_result(raw) if raw else None for raw in raws]
+        return [backend.get_task_meta(work.task_id, cache=False) for work in works]
 
     def _work(self, run: RunRecord) -> Work | None:
         try:

@@ -191,4 +191,5 @@ def _run_info(record: RunRecord, name: str) -> RunInfo:
         policy=policy,
         slot=slot,
         point=str(record.request.get("point") or ""),
+        sync="boot" if record.request.get("boot") else "",
     )

@@ -17,6 +17,8 @@ __all__ = ["Planner"]
 # Domains that are planned in one step, and seconds for such steps in one tick.
 STEP = 200
 BUDGET = 0.5
+# Seconds until domains that two hypervisors run are looked at again: one of them may be gone.
+TORN = 60.0
 # Seconds a due time may lie behind the schedule's next before it counts as wrong.
 TOLERANCE = 1.0
 
@@ -31,6 +33,8 @@ class Planner:
         # Domains whose due times are compared with the clock, too: it was set, or another beat's
         # differs from ours.
         self.doubted: set[str] = set()
+        self._torn: dict[str, None] = {}
+        self._torn_at = 0.0
 
     def plan(self, now: float) -> bool:
         """Plan as many as a tick has time for; gives whether some are left.
@@ -39,6 +43,10 @@ class Planner:
         """
         began = time.monotonic()
         changed = self._view.changed
+        if self._torn and not 0 <= now - self._torn_at < TORN:
+            self._torn_at = now
+            changed |= self._torn
+            self._torn.clear()
         if changed:
             self._board.waiting.stirred = True
         while changed and time.monotonic() - began < BUDGET:
@@ -54,9 +62,11 @@ class Planner:
         change = Change()
         dropped: list[str] = []
         retimed: dict[Entry, Schedule] = {}
+        alive = self._view.alive({host for uuid in uuids for host in self._view.torn(uuid)})
         for uuid, before in zip(uuids, plans, strict=True):
-            wanted = self._view.wanted(uuid)
+            wanted = self._view.wanted(uuid, alive)
             if not wanted and self._view.torn(uuid):
+                self._torn[uuid] = None
                 continue  # two hypervisors run it: what was planned waits until that is mended
             after = {
                 f"{entry.policy}/{entry.kind}": entries.signature(schedule)
@@ -75,8 +85,13 @@ class Planner:
             if after != before:
                 words = ("HSET", PLAN, uuid, json.dumps(after)) if after else ("HDEL", PLAN, uuid)
                 change.add(*words)
+        undecided = [name for name in dropped if name in self._board.waiting.works]
+        for name in undecided:
+            change.undecide(name)
         self._retime(change, retimed, now)
         self._board.commit(change)
+        for name in undecided:
+            self._board.lasts.pop(name, None)
         self._board.waiting.remove(dropped)
 
     def _begins(self, entry: Entry, schedule: Schedule, now: float) -> float:

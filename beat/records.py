@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 
 # Records in one task.
 BATCH = 1000
-# Seconds after which a batch without an answer is sent again; then the first is void.
+# Seconds after which a batch without an answer is sent again, unless so many messages wait for
+# central: then it is away, or has not come to it.
 AGAIN = 15
+CROWDED = 50
 
 
 class Records:
@@ -50,8 +52,10 @@ class Records:
         self._sent = None
 
     def added(self, texts: Iterable[str]) -> None:
-        """Those were written to the list."""
-        self._waiting.extend(texts)
+        """Those were written to the list. The log says each, for when central is away."""
+        for text in texts:
+            self._waiting.append(text)
+            log.info("%s", _sentence(json.loads(text)))
 
     def deliver(self, now: float) -> None:
         """Send the next batch, or look what became of the last; called with each tick."""
@@ -69,7 +73,8 @@ class Records:
         elif meta["status"] == "FAILURE" and isinstance(meta["result"], BadInput):
             self._refused(count, meta["result"])
         elif not 0 <= now - at < AGAIN:
-            self._sent = None
+            waiting: Any = self._state.client.llen(queues.CENTRAL)
+            self._sent = None if waiting < CROWDED else (task_id, count, now)
 
     def _send(self, now: float) -> None:
         batch = list(islice(self._waiting, self._size))
@@ -80,7 +85,6 @@ class Records:
             args=[{"slots": json.loads(text)}],
             task_id=task_id,
             queue=queues.CENTRAL,
-            expires=AGAIN,
             retry=False,
         )
         self._sent = (task_id, len(batch), now)
@@ -101,3 +105,16 @@ class Records:
         for _ in range(count):
             self._waiting.popleft()
         self._sent = None
+
+
+def _sentence(record: dict[str, Any]) -> str:
+    """``dispatched backup of db1 on hv1: policy nightly, slot …, task …; why``."""
+    said = [f"policy {record['policy']}", f"slot {record['slot']}"]
+    if record["task_id"]:
+        said.append(f"task {record['task_id']}")
+    if record["attempt"] > 1:
+        said.append(f"attempt {record['attempt']}")
+    where = f" on {record['host']}" if record["host"] else ""
+    why = f"; {record['reason']}" if record["reason"] else ""
+    what = f"{record['state']} {record['kind']} of {record['domain'] or record['uuid']}{where}"
+    return " ".join(f"{what}: {', '.join(said)}{why}".split())

@@ -106,7 +106,8 @@ def decide(
             why = f"the domain was just being migrated ({place.host})"
         else:
             why = room.why_not(entry, policy, place.host, repository)
-    if now >= work.closes and (work.attempt > 1 or work.lost or policy.late == "skip"):
+    again = work.attempt > 1 and not work.lost
+    if now >= work.closes and (again or policy.late == "skip"):
         return End(_over(work, now, why))
     return Begin(place, repository, policy) if place and not why else Hold(why)
 

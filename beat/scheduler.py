@@ -75,7 +75,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         self._leadership = Leadership(client, settings.leader_seconds * HELD)
         self.board = Board(app, client, State(client, self._leadership), FleetView(client))
         self._planner = Planner(self.board)
-        self._rounds = Rounds(app, settings)
+        self._rounds = Rounds(app, client, settings)
         # Whether memory is what we led with last, whether a step of it may have failed half-way,
         # and whether it has been learnt what there was before.
         self._led = self._unsure = self._informed = False
@@ -149,14 +149,14 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         more = self._planner.plan(now)
         if not 0 <= now - self._strangers_at < STRANGERS:
             self._strangers_at = now
-            self.board.adopt()
+            self.board.adopt(now)
             give_up(self.board, now)
         settle(self.board, now)
         if take_due(self.board, now):
             more = True  # all that is due first: what is begun is chosen among it
         elif now >= self._quiet_until:
             if self.board.lost:
-                self.board.adopt()
+                self.board.adopt(now)
                 self.board.send_lost(now)
             more |= dispatch(self.board, self._shown, now)
         self.board.records.deliver(now)

@@ -8,6 +8,7 @@
 ``flight``  HASH    entry → the same, claimed: its run record is written, its task has not ended
 ``records`` LIST    JSON of slot records that central is not known to have
 ``epoch``   STRING  there unless Redis was flushed
+``step``    STRING  the last change's name and what came of it
 ==========  ======  ===========================================================================
 
 Only the beat that leads writes, and Redis itself checks that with each write: a change is a batch
@@ -39,12 +40,17 @@ READY = f"{queues.BEAT_PREFIX}ready"
 FLIGHT = f"{queues.BEAT_PREFIX}flight"
 RECORDS = f"{queues.BEAT_PREFIX}records"
 EPOCH = f"{queues.BEAT_PREFIX}epoch"
+STEP = f"{queues.BEAT_PREFIX}step"
 
 _COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local before = redis.call('GET', KEYS[2])
+if before and string.sub(before, 1, #ARGV[3]) == ARGV[3] then
+  return cjson.decode(string.sub(before, #ARGV[3] + 1))
+end
 local done = {}
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   local change = cjson.decode(ARGV[i])
   if change[1] == '' or redis.call('EXISTS', change[1]) == 0 then
     for _, command in ipairs(change[2]) do redis.call(unpack(command)) end
@@ -53,6 +59,7 @@ for i = 3, #ARGV do
     table.insert(done, 0)
   end
 end
+redis.call('SET', KEYS[2], ARGV[3] .. cjson.encode(done))
 return done
 """
 
@@ -75,6 +82,12 @@ class Change:
 
     def no_wait(self, entry: str) -> None:
         self.add("HDEL", READY, entry)
+
+    def undecide(self, entry: str) -> None:
+        """What waited has not begun, and nobody knows where or why it should: should the entry
+        come back, it begins as a new one."""
+        self.no_wait(entry)
+        self.add("HDEL", LAST, entry)
 
     def claim(self, work: Work) -> None:
         self.add("HDEL", READY, work.entry)
@@ -123,8 +136,9 @@ class State:
         if not texts:
             return []
         token = self._leadership.token
-        args: list[str | int] = [token, self._leadership.milliseconds, *texts]
-        answer: Any = self._commit(keys=[LEADER_KEY], args=args) if token else None
+        # Where an answer is lost the client asks again: a step has a name, and is made once.
+        args: list[str | int] = [token, self._leadership.milliseconds, uuid.uuid4().hex, *texts]
+        answer: Any = self._commit(keys=[LEADER_KEY, STEP], args=args) if token else None
         if answer is None:
             raise Deposed
         return [bool(each) for each in answer]

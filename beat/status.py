@@ -60,7 +60,8 @@ def fleet_status(facts: Facts) -> FleetStatus:
     domains = tuple(
         _domain(facts, domain, points.get(domain.uuid, []))
         for domain in facts.domains
-        if not domain.name.startswith(OURS)
+        # Of one that is nowhere, and has no point either, there is nothing to be said.
+        if not domain.name.startswith(OURS) and (domain.state != "absent" or domain.uuid in points)
     )
     return FleetStatus(
         at=_text(facts.now),

@@ -52,7 +52,12 @@ def _take(board: Board, change: Change, entry: Entry, since: float, now: float) 
         return []  # the clock was set back, or another beat's differs from ours
     change.last(name, slot.slot, good)
     deadline = entries.deadline(policy, entry.kind, slot.at, good)
-    work = Work(name, slot.slot, slot.at, slot.closes, begin=slot.at, deadline=deadline)
+    # A slot that is missed or skipped is told with the domain's name, too.
+    place = board.view.place(entry.uuid)
+    called = place.info.name if place else ""
+    work = Work(
+        *(name, slot.slot, slot.at, slot.closes), begin=slot.at, deadline=deadline, domain=called
+    )
     _tell_missed(change, work, schedule, since, now)
     if (flight := board.flights.works.get(name)) is not None:
         why = f"The previous run, task {flight.task_id} on {flight.host}, was still at work."
@@ -82,5 +87,8 @@ def _tell_missed(change: Change, work: Work, schedule: Schedule, since: float, n
     count, last = entries.missed(schedule, uuid, since, work.at)
     if count:
         many = f"{count}{' or more' if count >= entries.COUNTED else ''}"
-        why = f"No beat ran at this slot; with those before it {many} were missed, and one later"
-        change.tell(replace(work, slot=last).record("missed", now, f"{why} runs for all."))
+        why = (
+            "No beat ran at this slot, or its policy or domain was not there; with those before "
+            f"it {many} were missed, and one later runs for all."
+        )
+        change.tell(replace(work, slot=last).record("missed", now, why))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import redis
 
 from beat.entries import Entry, Work
 from beat.fleet_view import FleetView
 from beat.room import Begin, Drop, End, Hold, Room, decide
-from virtvault import queues
 
 __all__ = ["Waiting"]
 
@@ -73,9 +71,7 @@ class Waiting:
 
     def _heard_of(self) -> frozenset[str]:
         """The hypervisors with waiting work that live. Their heartbeats, in one round trip."""
-        keys = [queues.host_key(host) for host in self._hosts]
-        found: Any = self._client.mget(keys) if keys else []
-        return frozenset(h for h, said in zip(self._hosts, found, strict=True) if said)
+        return self._view.alive(self._hosts)
 
     def _order(self, work: Work) -> tuple[int, float, float, str]:
         policy = self._view.policy(Entry.parse(work.entry).policy)

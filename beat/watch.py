@@ -62,6 +62,7 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis, settings: Setti
         name=queues.WATCH, throws=(VirtvaultError,), ignore_result=True, send_events=False
     )
     def look() -> None:
+        client.delete(queues.round_key(queues.WATCH))
         watch.look()
 
     @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]

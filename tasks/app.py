@@ -7,6 +7,8 @@ lose, the sweep publishes again (:mod:`tasks.sweep`).
 
 from __future__ import annotations
 
+import logging
+
 from celery import Celery
 from kombu.entity import Queue
 
@@ -75,8 +77,15 @@ def _consumer(settings: Settings, queue: str, threads: int) -> Celery:
     return app
 
 
-def consume(app: Celery, role: str, given: Settings) -> None:
-    """Run a role's consumer until it is told to stop."""
+def consume(app: Celery, role: str, given: Settings, *, quiet: bool = False) -> None:
+    """Run a role's consumer until it is told to stop.
+
+    ``quiet``: of its tasks the log says only what is wrong. Questions come many a minute, and
+    each would be two lines, the second with the whole answer.
+    """
+    if quiet:
+        for name in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(name).setLevel(logging.WARNING)
     app.worker_main(
         [
             "worker",

@@ -65,5 +65,6 @@ def register(app: Celery, catalog: Catalog, client: redis.Redis) -> None:
 
     @app.task(name=queues.SWEEP, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
     def sweep_task() -> None:
+        client.delete(queues.round_key(queues.SWEEP))
         sweep(app, client)
         put_back(catalog, client)

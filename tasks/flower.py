@@ -157,6 +157,9 @@ def _options(settings: Settings) -> Any:
     options.port = settings.flower_port
     # Our workers send events anyway; else Flower would broadcast to all of them every 5 s.
     options.enable_events = False
+    if options.basic_auth:
+        # `user:password,` and an empty variable make one more, which opens Flower to everybody.
+        options.basic_auth = [one for one in options.basic_auth if one.strip(" :")]
     authenticated = bool(options.basic_auth or options.auth)
     _refuse_strangers(options.address, authenticated)
     if not authenticated:
@@ -194,10 +197,13 @@ def _is_loopback(address: str) -> bool:
 
 def _closed(options: Any) -> list[Any]:
     """What stands before those routes of Flower's that must not be reached from elsewhere."""
-    if _is_loopback(options.address):
-        return []
+    closed = _module("tasks.web.closed")
     prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
-    routes: list[Any] = _module("tasks.web.closed").routes(prefix)
+    routes: list[Any] = []
+    if not (options.basic_auth or options.auth):
+        routes += closed.to_other_names(prefix, _is_loopback)
+    if not _is_loopback(options.address):
+        routes += closed.routes(prefix)
     return routes
 
 

@@ -66,7 +66,7 @@ def run_control(given: Settings) -> None:
     revocation.obey(app, engine, client)
     # Here, not in the worker: events are heard while that one is stopped or being upgraded.
     events.watch(given)
-    consume(app, "control", given)
+    consume(app, "control", given, quiet=True)
 
 
 def _keep_house(

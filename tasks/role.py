@@ -68,7 +68,7 @@ def run_central(given: Settings) -> None:
     # By name: tasks stand below beat.
     import_module("beat.questions").register(app, catalog, client, given)
     import_module("beat.watch").register(app, catalog, client, given)
-    consume(app, "central", given)
+    consume(app, "central", given, quiet=True)
 
 
 def run_beat(given: Settings) -> None:

@@ -60,7 +60,9 @@ def may_call(url: str, allowed: tuple[str, ...]) -> bool:
     One with a user's name in it, or with ``..`` in its path, may not.
     """
     wanted = _place(url)
-    if wanted is None or ".." in unquote(wanted[3]).split("/") or "\\" in url:
+    if wanted is None or "\\" in url:
+        return False
+    if any(part.partition(";")[0] == ".." for part in unquote(wanted[3]).split("/")):
         return False
     return any(
         place is not None and wanted[:3] == place[:3] and wanted[3].startswith(place[3])

@@ -58,7 +58,8 @@ def sweep(app: Celery, client: redis.Redis) -> list[str]:
         left: Any = client.ttl(_suspect_key(task_id))
         if SUSPECTED - left < GRACE:
             continue
-        client.delete(_suspect_key(task_id))
+        if not client.delete(_suspect_key(task_id)):
+            continue  # another sweep does it just now
         log.warning("run %s has no worker and no message: published again", task_id)
         publish(app, run)
         published.append(task_id)
@@ -66,9 +67,10 @@ def sweep(app: Celery, client: redis.Redis) -> list[str]:
 
 
 def _waiting(client: redis.Redis, queue: str) -> set[str]:
-    """The task ids of the messages in a queue."""
+    """The task ids of the messages in a queue. Others may have put some there that have none."""
     messages: Any = client.lrange(queue, 0, -1)
-    return {json.loads(message)["headers"]["id"] for message in messages}
+    found = (json.loads(message).get("headers") or {} for message in messages)
+    return {headers["id"] for headers in found if "id" in headers}
 
 
 def _suspect_key(task_id: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +18,14 @@ from virtvault.errors import InvalidSettings
 
 __all__ = ["post", "secret", "signature"]
 
-# Seconds: somebody who takes longer is asked again later.
+# Seconds: somebody who takes longer is asked again later. The limits of single steps alone would
+# wait for ever for one who answers byte by byte, and keep everybody else from their notices.
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+ALL = 15.0
 AGENT = f"virtvault/{version('virtvault')}"
+
+# It logs whole URLs, and many a webhook's has its secret in path or query.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def post(url: str, body: dict[str, Any], secret_file: str = "") -> None:
@@ -37,14 +44,22 @@ def post(url: str, body: dict[str, Any], secret_file: str = "") -> None:
         now = str(int(time.time()))
         headers["X-Virtvault-Timestamp"] = now
         headers["X-Virtvault-Signature"] = signature(secret(secret_file), now, content)
-    # The answer's body is nobody's business: it is not read.
-    with (
-        httpx.Client(timeout=TIMEOUT, follow_redirects=False) as client,
-        client.stream("POST", url, content=content, headers=headers) as answer,
-    ):
-        if not answer.is_success:
-            moved = "; redirects are not followed" if answer.is_redirect else ""
-            raise httpx.HTTPError(f"it answered {answer.status_code}{moved}")
+    asyncio.run(_post(url, content, headers))
+
+
+async def _post(url: str, content: bytes, headers: dict[str, str]) -> None:
+    try:
+        async with (
+            asyncio.timeout(ALL),
+            httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as client,
+            # The answer's body is nobody's business: it is not read.
+            client.stream("POST", url, content=content, headers=headers) as answer,
+        ):
+            if not answer.is_success:
+                moved = "; redirects are not followed" if answer.is_redirect else ""
+                raise httpx.HTTPError(f"it answered {answer.status_code}{moved}")
+    except TimeoutError as error:
+        raise httpx.HTTPError(f"it gave no whole answer within {ALL:g} s") from error
 
 
 def signature(key: bytes, timestamp: str, content: bytes) -> str:

@@ -183,8 +183,20 @@ class Connection:
         if silent:
             raise NotReachable(
                 f"No answer from queue {', '.join(silent)} within {seconds} s.",
-                "See whether its worker runs: `virtvault hosts`; in a fleet, `virtvault central` "
-                "too.",
+                "See whether `virtvault central` runs, and its log."
+                if silent == [queues.CENTRAL]
+                else "See whether `virtvault control` runs there, and its log.",
+            )
+        void = [
+            queue
+            for queue, one in zip(to, sent, strict=True)
+            if metas[one.id]["status"] == "REVOKED"
+        ]
+        if void:
+            raise NotReachable(
+                f"The question to queue {', '.join(void)} was read there as one of more than "
+                f"{seconds} s ago, and not answered.",
+                "Set the clocks: this host's is behind that one's.",
             )
         return [value(metas[one.id]) for one in sent]
 

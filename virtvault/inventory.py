@@ -186,5 +186,8 @@ class Inventories:
 
 def _beat(raw: bytes | None) -> dict[str, Any]:
     """A sign of life, empty where there is none."""
-    found = json.loads(raw) if raw else {}
+    try:
+        found = json.loads(raw) if raw else {}
+    except ValueError:
+        return {}  # one hypervisor's keeps nobody from the others'
     return found if isinstance(found, dict) else {}

@@ -87,6 +87,11 @@ POLICIES_KEY = "virtvault:policies"
 BEAT_PREFIX = "virtvault:beat:"
 
 
+def round_key(task: str) -> str:
+    """There while a round that beat has sent waits for central, and not longer than minutes."""
+    return f"{BEAT_PREFIX}round:{task}"
+
+
 def host_key(host: str) -> str:
     """JSON ``{host, seen, at}``: a hypervisor's sign of life; expires with its heartbeat.
 

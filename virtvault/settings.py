@@ -222,9 +222,15 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidSettings(f"{path} is not TOML: {error}.", "Mend that line.") from error
     where = str(path) if path else "environment"
-    for variable, text in environ.items():
-        if variable.startswith("VIRTVAULT_") and variable not in _NOT_SETTINGS:
-            data[variable.removeprefix("VIRTVAULT_").lower()] = text
+    given = {
+        variable.removeprefix("VIRTVAULT_").lower(): text
+        for variable, text in environ.items()
+        if variable.startswith("VIRTVAULT_") and variable not in _NOT_SETTINGS
+    }
+    if path and given:
+        # What is wrong may be in either.
+        where += " with " + ", ".join(f"VIRTVAULT_{key.upper()}" for key in sorted(given))
+    data |= given
     settings = schemas.load_settings(data, where)
     if settings.default_repository and settings.default_repository not in settings.repositories:
         raise InvalidSettings(
@@ -234,5 +240,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     return settings
 
 
-# VIRTVAULT_LAB_* belong to the test lab, the first to the search for the file.
-_NOT_SETTINGS = frozenset({"VIRTVAULT_CONFIG", "VIRTVAULT_LAB_KVM"})
+# The first belongs to the search for the file, the last to the test lab; the others are where
+# docs/api.md and the examples have a caller of the REST API keep its address and its token.
+_NOT_SETTINGS = frozenset(
+    {"VIRTVAULT_CONFIG", "VIRTVAULT_URL", "VIRTVAULT_TOKEN", "VIRTVAULT_LAB_KVM"}
+)

@@ -10,17 +10,24 @@ flower() {
     curl --silent --show-error --fail-with-body --user "$FLOWER_BASIC_AUTH" "$@"
 }
 
+# The state of a task and its result, once it has ended.
+ended() {
+    while answer=$(flower "$FLOWER_URL/api/task/result/$1"); do
+        case $answer in
+        *'"state": "SUCCESS"'*) echo "$answer" && return ;;
+        *'"state": "PENDING"'* | *'"state": "STARTED"'*) sleep 1 ;;
+        *) echo "$answer" >&2 && return 1 ;;
+        esac
+    done
+    return 1
+}
+
 task=$(cat /proc/sys/kernel/random/uuid)
 submission="{\"task\": \"virtvault.backup\", \"request\": {\"domain\": \"$1\"}, \"task_id\": \"$task\"}"
-flower --json "{\"args\": [$submission], \"queue\": \"central\"}" \
-    "$FLOWER_URL/api/task/send-task/virtvault.submit"
-echo
+sent=$(flower --json "{\"args\": [$submission], \"queue\": \"central\"}" \
+    "$FLOWER_URL/api/task/send-task/virtvault.submit")
 
-while answer=$(flower "$FLOWER_URL/api/task/result/$task"); do
-    case $answer in
-    *'"state": "SUCCESS"'*) break ;;
-    *'"state": "PENDING"'* | *'"state": "STARTED"'*) sleep 1 ;;
-    *) echo "$answer" >&2 && exit 1 ;;
-    esac
-done
-echo "$answer"
+# A wrong field or an unknown domain fails the submission: then the backup's task never begins.
+submit=$(echo "$sent" | sed 's/.*"task-id": "\([^"]*\)".*/\1/')
+ended "$submit"
+ended "$task"

@@ -6,6 +6,7 @@ it. What is recorded may come twice, late and in any order: it ends the same.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sqlalchemy import delete
@@ -24,6 +25,8 @@ from virtvault.models import Inventory, Point, PointStatus, SlotRecord
 
 __all__ = ["Catalog", "NewNotice", "Newest", "Notice"]
 
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
 
 class Catalog(Points, Hosts, Runs, Slots, Versions, Watching):
     """The catalog at a database URL; made, or brought to this version, as it is opened.
@@ -34,6 +37,7 @@ class Catalog(Points, Hosts, Runs, Slots, Versions, Watching):
 
     def record(self, payload: dict[str, Any]) -> None:
         """What a hypervisor's spool (:mod:`tasks.spool`), or beat, has to tell."""
+        payload = _storable(payload)
         if "point" in payload:
             self.record_point(schemas.load(Point, payload["point"]))
         if "run" in payload:
@@ -67,3 +71,15 @@ class Catalog(Points, Hosts, Runs, Slots, Versions, Watching):
             session.execute(
                 delete(ScheduleRow).where(ScheduleRow.at < before, ScheduleRow.policy.not_in(names))
             )
+
+
+def _storable(value: Any) -> Any:
+    """With what no database takes put as ``\ufffd``: NUL, and bytes that were no text.
+
+    Errors quote what guests and file systems say.
+    """
+    if isinstance(value, str):
+        return UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {name: _storable(each) for name, each in value.items()}
+    return [_storable(each) for each in value] if isinstance(value, list) else value

@@ -118,7 +118,7 @@ def _row(session: Session, run: dict[str, Any]) -> RunRow:
         "uuid": "",
         "repository": request.get("repository") or "",
         "point": points[0] if len(points) == 1 else "",
-        "sync": "",
+        "sync": "boot" if request.get("boot") else "",
         "transferred": 0,
         "stored": 0,
     }

@@ -126,7 +126,11 @@ def _cancel(desk: Desk, call: Call) -> Plain:
 
 
 def _task(desk: Desk, call: Call) -> Plain:
-    return desk.client.look(call.path)
+    found = desk.client.look(call.path)
+    if found["progress"] and not call.token.may("restore"):
+        # Where disks are served is for who may have them served.
+        found["progress"]["exports"] = {}
+    return found
 
 
 def _points(desk: Desk, call: Call) -> Plain:

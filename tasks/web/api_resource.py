@@ -271,17 +271,28 @@ class Resource(RequestHandler):
             while not self._gone.is_set():
                 try:
                     run = await asyncio.wait_for(queue.get(), ALIVE)
+                    said = None if run is None else schemas.dump(run)
                 except TimeoutError:
-                    self.write(": alive\n\n")
+                    said = {}
+                if said is None or not self._still_admitted():
+                    break
+                if said:
+                    self._event(said)
                 else:
-                    if run is None:
-                        break
-                    self._event(schemas.dump(run))
+                    self.write(": alive\n\n")
                 await self.flush()
         except StreamClosedError:
             return
         finally:
             self.desk.ends.leave(queue)
+
+    def _still_admitted(self) -> bool:
+        """Whether the token holds: a stream may last longer than it does."""
+        try:
+            self.desk.caller(self.request.headers.get("Authorization", ""))
+        except Refused:
+            return False
+        return True
 
     def _event(self, run: Mapping[str, Any]) -> None:
         self.write(f"event: run\nid: {run['task_id']}\ndata: {json.dumps(run)}\n\n")

@@ -182,7 +182,7 @@ class Central:
         if self.down:
             raise NotReachable(
                 "No answer from queue central within 10 s.",
-                "See whether its worker runs: `virtvault hosts`; in a fleet, `virtvault central`.",
+                "See whether `virtvault central` runs, and its log.",
             )
 
     @cached_property

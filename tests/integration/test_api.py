@@ -12,10 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tasks.ends import tell
 from tasks.web.api_operations import OPERATIONS
 from tests.integration.conftest import MIB
 from tests.integration.served import PASSWORD, Served, served
 from tests.integration.test_flower import until
+from virtvault.models import RunInfo
 from virtvault.tokens import TokenFile
 
 POINT = "20261123T120000Z-0123abcd"
@@ -165,6 +167,34 @@ def test_a_listener_hears_of_each_end(house: Served) -> None:
             house.guest.name,
             "complete",
         )
+
+
+def test_a_listener_whose_token_was_removed_hears_no_more(house: Served) -> None:
+    tokens = TokenFile(house.stack.directory / "tokens.json")
+    secret = tokens.add("gone-soon", "viewer", datetime.now(UTC))
+    with (
+        house.http() as http,
+        http.stream("GET", "/v1/events", headers={"Authorization": f"Bearer {secret}"}) as stream,
+        house.stack.redis.client() as client,
+    ):
+        lines = stream.iter_lines()
+        assert next(lines).startswith(":")
+        tokens.remove("gone-soon")
+        tell(client, RunInfo("t1", "backup", "hv1", "complete", "2026-03-01T12:00:00.000Z"))
+        assert not any(line.startswith("data: ") for line in lines)
+
+
+def test_only_who_may_have_disks_served_sees_where(house: Served) -> None:
+    with house.http("restore") as restore, house.http("viewer") as viewer:
+        body = {"domain": house.guest.name, "sync": "none"}
+        task = restore.post("/v1/backups", json=body).headers["location"]
+        shown = until(
+            lambda: ((p := restore.get(task).json()["progress"]) and p["exports"]) or None,
+            "the export",
+        )
+        assert shown["vda"].startswith("nbd+unix:")
+        assert viewer.get(task).json()["progress"]["exports"] == {}
+        assert restore.post(f"{task}/cancel").status_code == 202
 
 
 ROLES = ("viewer", "operator", "restore")

@@ -267,7 +267,7 @@ def test_live_bars_go_on_while_central_is_down_and_all_comes_back_by_itself(
         seen.wait_for_selector("#trouble .trouble")
         said = text(seen, "#trouble")
         assert "No answer from queue central" in said
-        assert "See whether its worker runs" in said
+        assert "See whether virtvault central runs" in said
         assert "Shown is what was known at" in said
         assert seen.locator("#trouble .trouble").count() == 1  # one cause, told once
         assert seen.locator(".domains tbody tr").count() == 3
@@ -399,6 +399,17 @@ def test_all_of_it_is_behind_flowers_authentication(broker: RedisServer, live: r
             assert answer.status_code == 401, path
             assert answer.json()["trouble"]["mend"] == "Reload the page to log in."
     assert central.asked.total() == asked
+
+
+def test_an_address_with_the_password_in_it_works_too(
+    broker: RedisServer, live: redis.Redis, browser: Any
+) -> None:
+    with Server(broker, Central(3, live), basic_auth=["operator:secret"]) as server:
+        address = server.address.replace("//", "//operator:secret@")
+        with open_page(browser, f"{address}/backups") as (seen, complaints):
+            seen.wait_for_selector("#domains tr >> nth=1")
+            assert not seen.locator("#trouble .trouble").count()
+            assert complaints == []
 
 
 def test_a_real_backup_shows_its_bar_and_then_its_point(

@@ -395,6 +395,7 @@ def test_rounds_are_sent_by_the_leader_alone(stage: Stage) -> None:
     for _ in range(45):
         first.tick()
         second.tick()
+        stage.redis.delete(*map(queues.round_key, (queues.SWEEP, queues.WATCH)))  # it has begun
         stage.now += 1
     found = [json.loads(m)["headers"]["task"] for m in stage.redis.lrange("central", 0, -1)]
     assert found.count(queues.SWEEP) == 5 and found.count(queues.WATCH) == 3

@@ -61,7 +61,7 @@ def test_a_beat_that_lost_the_lead_changes_nothing_and_publishes_nothing(
     assert set(stage.ids("h1").values()) == {1} and stage.ids("h1").total() == 5
     assert [s["state"] for s in stage.slots()] == ["dispatched"] * 5
     with pytest.raises(Deposed):
-        first.board.adopt()
+        first.board.adopt(stage.now)
         change = dispatching.Change()
         change.due("p/backup/x", 1.0)
         first.board.commit(change)

@@ -119,6 +119,16 @@ def test_flowers_own_api_enqueues_a_backup(house: Served) -> None:
                 FLOWER_BASIC_AUTH=PASSWORD,
             )
         )
+    # What is refused never begins: it must not be waited for.
+    wrong = subprocess.run(
+        ["sh", str(EXAMPLES / "flower_api.sh"), "nobody"],
+        env=environment(FLOWER_URL=house.url, FLOWER_BASIC_AUTH=PASSWORD),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert wrong.returncode == 1
+    assert "No hypervisor has a domain 'nobody'." in wrong.stderr
 
 
 def test_the_stream_of_ends(house: Served) -> None:

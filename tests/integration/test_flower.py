@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from celery import Celery
 
@@ -275,7 +276,12 @@ def test_beyond_loopback_it_enqueues_nothing_but_through_our_api(
 ) -> None:
     variables = {"VIRTVAULT_FLOWER_ADDRESS": "0.0.0.0", "FLOWER_URL_PREFIX": "/backup"}
     message = json.dumps({"args": [], "queue": "central"}).encode()
-    with running_flower(tmp_path, redis_server.url, **variables) as (_, web):
+    auth = f"{AUTH},"  # the comma makes a password of nothing, too
+    with running_flower(tmp_path, redis_server.url, auth, **variables) as (_, web):
+        with httpx.Client(headers={"Authorization": "Basic ===="}, verify=False) as nobody:
+            assert nobody.get(f"{web.address}/tasks").status_code == 401
+        # It names hypervisors.
+        assert (web.status("/metrics", auth=""), web.status("/metrics")) == (401, 200)
         for way in ("apply", "async-apply", "send-task"):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 web.get(f"/api/task/{way}/virtvault.sweep", body=message)
@@ -295,10 +301,29 @@ def test_beyond_loopback_it_enqueues_nothing_but_through_our_api(
         assert web.status("/v1/hosts") == 401
 
 
+def test_without_authentication_it_answers_to_no_other_sites_name(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with (
+        running_flower(tmp_path, redis_server.url, auth="") as (_, web),
+        httpx.Client(base_url=web.address, verify=False) as http,
+    ):
+        for path in ("/backups", "/tasks", "/metrics"):
+            for name in ("localhost:1", "127.0.0.1", "[::1]:1"):
+                assert http.get(path, headers={"Host": name}).status_code == 200
+            # A name that its owner lets lead here (DNS rebinding).
+            for name in ("evil.example", "127.0.0.1.evil.example:5555"):
+                answer = http.get(path, headers={"Host": name})
+                assert (answer.status_code, "FLOWER_BASIC_AUTH" in answer.text) == (403, True)
+        assert http.get("/v1/hosts", headers={"Host": "evil.example"}).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
         ({"VIRTVAULT_FLOWER_ADDRESS": "0.0.0.0"}, "is not loopback"),
+        # A password of nothing is none.
+        ({"VIRTVAULT_FLOWER_ADDRESS": "0.0.0.0", "FLOWER_BASIC_AUTH": ","}, "is not loopback"),
         ({"FLOWER_UNAUTHENTICATED_API": "true"}, "FLOWER_UNAUTHENTICATED_API is set"),
         ({}, "cannot listen"),
     ],

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
 from beat.gathering import Gathering
 from beat.leader import LEADER_KEY
 from beat.watching import Watch
-from tasks import ends
+from tasks import ends, webhook
 from tasks.catalog import Catalog
 from tests.integration.scenes import until
 from tests.lab import RedisServer, Stack
@@ -245,6 +248,30 @@ def test_who_does_not_take_it_is_asked_again_for_a_day_and_then_that_is_an_alert
     assert [a for a in catalog.alerts() if a.kind == "notice"] == []
 
 
+def test_who_answers_byte_by_byte_keeps_nobody_else_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhook, "ALL", 0.2)
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not over.wait(0.02):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        dripping = threading.Thread(target=drip, args=(listening,))
+        dripping.start()
+        try:
+            with pytest.raises(httpx.HTTPError, match="no whole answer within"):
+                webhook.post(f"http://127.0.0.1:{listening.getsockname()[1]}/", {"id": "n1"})
+        finally:
+            over.set()
+            dripping.join(5)
+
+
 def test_email_is_collected_encrypted_and_sent_again(
     central: Make, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +298,7 @@ def test_email_is_collected_encrypted_and_sent_again(
         mail.refuses = False
         assert watched.deliver(15) == 4
         assert watched.deliver(3600) == 0
-    first, second = mail.letters
+    first, second = sorted(mail.letters, key=lambda letter: letter.to)
     assert [first.to, second.to] == [["a@example.org"], ["b@example.org"]]
     assert (first.encrypted, first.user) == (True, "me")
     assert first.message["Subject"].startswith("[virtvault] No beat leads")

@@ -1,13 +1,16 @@
 """What waiting work may begin, and when failed work is tried again: pure."""
 
+import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from beat import entries
 from beat.entries import Entry, Origin, Work, instant, moment
+from beat.records import Records
 from beat.room import Room
+from virtvault import schemas
 from virtvault.models import Limits, Policy, Schedule, Selector
 
 NOW = instant("2026-06-01T12:00:00.000Z")
@@ -34,6 +37,18 @@ def test_an_attempt_has_one_id_whoever_makes_it() -> None:
 def test_work_comes_back_from_redis_as_it_was() -> None:
     made = work(1, begin=NOW + 0.25, why="it's “full”", busy=True, request='{"a": 1}')
     assert Work.load(made.dump()) == made
+
+
+def test_the_log_says_what_became_of_a_slot(caplog: pytest.LogCaptureFixture) -> None:
+    made = work(1, attempt=2, domain="db1", host="hv1", task_id="t1")
+    records = Records(cast(Any, None), cast(Any, None))
+    with caplog.at_level("INFO"):
+        records.added([json.dumps(schemas.dump(made.record("failed", NOW, "No room.\nNone.")))])
+    assert caplog.messages == [
+        "failed backup of db1 on hv1: policy p, slot 2026-06-01T12:00:00.000Z, task t1, attempt 2; "
+        "No room. None."
+    ]
+    assert len(list(records)) == 1
 
 
 def test_retries_back_off_to_half_an_hour_and_not_all_at_once() -> None:

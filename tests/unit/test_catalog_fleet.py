@@ -292,6 +292,16 @@ def test_a_run_is_found_with_the_slot_that_it_filled(catalog: Catalog) -> None:
     }
 
 
+def test_a_boot_test_can_be_told_from_another_verify(catalog: Catalog) -> None:
+    for task_id, boot in (("t1", True), ("t2", False)):
+        request = {"points": [FIRST], "boot": boot}
+        catalog.record({"run": run(task_id, task="virtvault.verify", request=request)})
+    assert {one.task_id: (one.kind, one.sync) for one in catalog.runs()} == {
+        "t1": ("verify", "boot"),
+        "t2": ("verify", ""),
+    }
+
+
 def test_a_run_of_a_worker_of_before_is_told_of_the_domain_that_it_means(catalog: Catalog) -> None:
     catalog.record_inventory(inventory("a", now(1), domain()))
     catalog.record_point(point(FIRST, uuid=OTHER))
@@ -452,3 +462,14 @@ def test_what_is_told_of_a_run_comes_from_its_result_and_else_from_its_journal()
         "point": FIRST,
     }
     assert facts(None, None) == {}
+
+
+def test_what_no_database_takes_keeps_nothing_else_from_being_recorded(catalog: Catalog) -> None:
+    """A guest's agent may say anything; a file's name may be no text."""
+    said = slot(1, "failed", 1, reason="The agent said \0; /disk\udcff is gone; ünïcode stays.")
+    catalog.record({"slots": [schemas.dump(said), schemas.dump(slot(2, "missed", 2))]})
+    reasons = {record.reason for record in catalog.slots()}
+    assert reasons == {
+        "The agent said \ufffd; /disk\ufffd is gone; ünïcode stays.",
+        "missed 2",
+    }

@@ -353,6 +353,13 @@ def test_wrong_usage_is_2_and_a_document_with_json(
     assert fake.asked == []
 
 
+def test_a_group_without_its_command_shows_its_help_and_no_error(fake: type[FakeClient]) -> None:
+    done = run("policy")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: ")
+    assert "error:" not in done.stderr
+
+
 # -- listings -------------------------------------------------------------------------------------
 
 
@@ -421,6 +428,18 @@ def test_a_listing_is_one_line_each_and_prints_names_as_they_are(fake: type[Fake
     lines = run("domains", "--host", "hv1").stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == names
     assert fake.asked == [("domains", ("hv1",), {})]
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed(fake: type[FakeClient]) -> None:
+    name = "db\x1b]0;owned\x07\x9b2J\u202e"
+    found = DomainInfo(name, UUID, "hv1", "running", 1, labels={"tier": name})
+    error = UnknownDomain(f"Domain {name} is unknown.\nSecond line.", name)
+    fake.answers.update(domains=[found], label=found, hosts=error)
+    said = [run("domains", "--host", "hv1"), run("label", name, "tier=x"), run("hosts")]
+    for one in said:
+        assert "owned" in one.output
+        assert all(c.isprintable() or c == "\n" for c in one.output)
+    assert "\nSecond line." in said[2].output
 
 
 @pytest.mark.parametrize("command", ["hosts", "domains", "points", "jobs"])

@@ -108,7 +108,7 @@ def test_what_is_wrong_comes_first_and_each_error_once(run: Command) -> None:
         (("--unprotected",), {"toy", "old"}, 0),
         (("--label", "tier=pr*"), {"web"}, 0),
         (("--host", "hv1", "--exit-zero"), {"web", "mail", "toy", "db1", "new", "db2", "old"}, 0),
-        (("--host", "hv7"), set(), 0),
+        (("--label", "tier=none"), set(), 0),
     ],
 )
 def test_options_narrow_what_is_shown_and_judged(
@@ -122,6 +122,13 @@ def test_options_narrow_what_is_shown_and_judged(
         name for name in ("web", "mail", "toy", "db1", "new", "db2", "old") if name in plain.output
     }
     assert listed == shown
+
+
+def test_what_means_no_domain_is_never_silent(run: Command) -> None:
+    assert run("status", "--label", "teir=prod").output == "No such domains.\n"
+    wrong = run("status", "--host", "hv7")
+    assert wrong.exit_code == 2
+    assert "No hypervisor 'hv7' is known." in wrong.output
 
 
 def test_one_domain_in_full(run: Command) -> None:
@@ -145,7 +152,11 @@ def test_one_domain_in_full(run: Command) -> None:
             FleetStatus(AT, FleetTotals(domains=1, fresh=1), (FRESH,), (), 1, "b"),
             "All is well: 1 protected domain is fresh.",
         ),
-        (FleetStatus(AT, FleetTotals(domains=1, fresh=1), (FRESH,), (), 1), "no beat leads"),
+        (
+            FleetStatus(AT, FleetTotals(2, 1, domains=1, fresh=1), (FRESH,), (), 1),
+            "1 protected domain is fresh, but no beat leads: nothing is scheduled, and "
+            "1 hypervisor is gone.",
+        ),
     ],
 )
 def test_when_nothing_is_wrong(
@@ -155,6 +166,7 @@ def test_when_nothing_is_wrong(
     done = run("status")
     assert done.exit_code == 0
     assert said in done.output
+    assert ("All is well" in done.output) == ("All is well" in said)
 
 
 def test_runs(run: Command, answers: Answers) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from virtvault import Client
 from virtvault.errors import InvalidRequest
 from virtvault.models import (
     BackupRequest,
@@ -15,6 +16,9 @@ from virtvault.models import (
     DiskInfo,
     DiskProgress,
     DomainInfo,
+    DomainStatus,
+    FleetStatus,
+    FleetTotals,
     HostInfo,
     JobInfo,
     Point,
@@ -195,6 +199,18 @@ def test_every_problem_is_told_at_once() -> None:
         load(BackupRequest, {"speed": -1, "freeze": "maybe"})
     for field in ("domain", "speed", "freeze"):
         assert f"{field}: " in caught.value.message
+
+
+def test_a_fleet_from_central_is_what_the_schema_makes_of_it() -> None:
+    domain = DomainStatus("db1", UUID, "hv1", "running", "late", {"tier": "prod"}, ("daily",))
+    fleet = FleetStatus("2026-01-01T00:00:00.000Z", FleetTotals(domains=1), (domain,), ())
+    plain = json.loads(json.dumps(dump(fleet)))
+    client = Client.__new__(Client)
+    client._question = lambda *_: plain  # type: ignore[method-assign]
+    assert client.fleet() == fleet == load(FleetStatus, plain)
+    plain["domains"][0]["mood"] = "good"
+    with pytest.raises(InvalidRequest, match="mood: unknown field"):
+        client.fleet()
 
 
 def test_only_models_are_dumped() -> None:

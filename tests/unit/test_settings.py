@@ -52,6 +52,9 @@ def test_the_file_is_the_one_the_environment_names(tmp_path: Path) -> None:
         ('qemu_as_of = "2.9"', "qemu_as_of: must be 2.12 or later"),
         ('restore_roots = ["here"]', "restore_roots"),
         ("flower_port = 70000", "flower_port: "),
+        ('callback_urls = ["https://"]', "must be an http(s) URL"),
+        # One that cannot be told where it goes would end each round of notices, for everybody.
+        ('[notify]\nwebhooks = ["https://hooks.example:port/x"]', "must be an http(s) URL"),
         ("[repositories.main]", "path: "),
         ('[repositories.main]\npath = "here"', "path: must be an absolute path"),
         ('[repositories.main]\npath = "/r"\nsize = 1', "size: unknown field"),
@@ -72,6 +75,17 @@ def test_a_wrong_variable_is_named() -> None:
         load(None, {"VIRTVAULT_SLOTS": "many"})
     with pytest.raises(InvalidSettings, match="slotz: unknown field"):
         load(None, {"VIRTVAULT_SLOTZ": "1"})
+
+
+def test_a_wrong_variable_beside_a_file_is_not_laid_to_the_file_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "slots = 2")
+    with pytest.raises(InvalidSettings, match=rf"{path} with VIRTVAULT_SLOTZ: slotz"):
+        load(path, {"VIRTVAULT_SLOTZ": "1"})
+
+
+def test_what_the_rest_api_has_its_callers_export_is_no_setting() -> None:
+    environ = {"VIRTVAULT_HOST": "hv1", "VIRTVAULT_URL": "http://h:5555", "VIRTVAULT_TOKEN": "vv_x"}
+    assert load(None, environ) == Settings(host="hv1")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -157,6 +157,9 @@ def test_an_absent_domain_is_shown_and_held_to_nothing() -> None:
     status = look(policy(), points=[point(99 * HOUR)], domains=[absent])
     assert (status.domains[0].state, status.domains[0].health) == ("absent", "unprotected")
     assert (status.totals.domains, status.totals.unprotected, status.totals.points) == (0, 0, 5)
+    # Of one without any point nothing is left to be looked after.
+    assert look(policy(), domains=[absent]).domains == ()
+    assert [d.state for d in look(policy(), domains=[DB1]).domains] == ["running"]
 
 
 def test_boot_tests_are_no_domains() -> None:
@@ -177,7 +180,7 @@ def test_the_last_error_is_that_of_the_last_run() -> None:
 def test_one_domain_by_name_uuid_and_host() -> None:
     twin = replace(DB1, uuid="uuid-twin", host="hv2")
     gone = replace(DB1, uuid="uuid-gone", state="absent")
-    status = look(domains=[DB1, twin, gone])
+    status = look(domains=[DB1, twin, gone], points=[point(HOUR, uuid=gone.uuid)])
     for asked, uuids in {
         "db1": ["uuid-db1", "uuid-twin"],
         "hv2/db1": ["uuid-twin"],

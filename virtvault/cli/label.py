@@ -32,7 +32,8 @@ def label(domain: str, changes: Sequence[str], as_json: bool) -> None:
     if as_json:
         output.document(found)
         return
-    click.echo(f"{found.host}/{found.name}: {output.labels(found.labels) or 'no labels'}")
+    labels = output.labels(found.labels) or "no labels"
+    click.echo(output.line(f"{found.host}/{found.name}: {labels}"))
 
 
 def _change(text: str) -> tuple[str, str]:

@@ -51,6 +51,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except click.exceptions.NoArgsIsHelpError as error:
+            # A group without its command: the help is the answer.
+            click.echo(error.format_message(), err=True)
+            ctx.exit(error.exit_code)
         except click.ClickException as error:
             if wants_json:
                 name = type(error).__name__

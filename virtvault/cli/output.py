@@ -50,9 +50,9 @@ def error_document(type_name: str, message: str, mend: str, exit_code: int) -> N
 
 def show_error(message: str, mend: str = "") -> None:
     """An error for people, on stderr: what happened, and indented what to do next."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {_lines(message)}", err=True)
     if mend:
-        click.echo(f"  {mend}", err=True)
+        click.echo(f"  {_lines(mend)}", err=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str = "") -> None:
@@ -61,17 +61,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str = ""
     from rich.table import Table
     from rich.text import Text
 
-    lines = list(rows)
-    if not lines and empty:
+    found = list(rows)
+    if not found and empty:
         click.echo(empty)
         return
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         justify: Any = "right" if name.startswith(">") else "left"
         made.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
-    for line in lines:
+    for cells in found:
         # Text, not str: a domain may be called `[bold]`.
-        made.add_row(*(Text(cell) for cell in line))
+        made.add_row(*(Text(_lines(cell)) for cell in cells))
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     console = Console(file=sys.stdout, width=width, highlight=False)
     with console.capture() as captured:
@@ -82,12 +82,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str = ""
 
 def note(text: str) -> None:
     """What an operator should know besides, on stderr."""
-    click.echo(f"{click.style('note:', fg='yellow', bold=True)} {text}", err=True)
+    click.echo(f"{click.style('note:', fg='yellow', bold=True)} {_lines(text)}", err=True)
 
 
 def line(text: str) -> str:
     """On one line, and without what a terminal would obey: not all of it comes from us."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _lines(text: str) -> str:
+    """The same of a text that may have several lines."""
+    return "\n".join(map(line, text.split("\n")))
 
 
 def labels(found: Mapping[str, str]) -> str:

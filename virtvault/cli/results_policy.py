@@ -182,12 +182,13 @@ def show_preview(found: Preview, *, points: bool) -> None:
         click.echo(f"… and {found.protected - len(found.domains)} more")
     for one in found.domains:
         for name, why in one.shadowed.items():
-            click.echo(f"{one.host}/{one.domain}: {name} does not hold: {why}")
+            click.echo(output.line(f"{one.host}/{one.domain}: {name} does not hold: {why}"))
         for id_, reasons in (*one.kept.items(), *one.removed.items()) if points else ():
             word = "keep" if id_ in one.kept else "remove"
-            click.echo(f"{one.host}/{one.domain}: {word} {id_}: {'; '.join(reasons)}")
+            said = f"{one.host}/{one.domain}: {word} {id_}: {'; '.join(reasons)}"
+            click.echo(output.line(said))
     if found.unprotected:
-        click.echo(f"\nUnprotected: {_named(found.unprotected)}")
+        click.echo(f"\nUnprotected: {output.line(_named(found.unprotected))}")
     if found.hours:
         _timeline(found)
     for text in found.warnings:
@@ -296,4 +297,5 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _warning(text: str) -> None:
-    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {text}", err=True)
+    word = click.style("warning:", fg="yellow", bold=True)
+    click.echo(f"{word} {output.line(text)}", err=True)

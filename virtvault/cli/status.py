@@ -12,6 +12,7 @@ import click
 from virtvault.cli import output
 from virtvault.cli.hosts import label_wanted, labels_fit
 from virtvault.cli.options import connect, json_option
+from virtvault.errors import BadInput
 from virtvault.models import Alert, DomainStatus, FleetStatus
 from virtvault.spans import in_words
 
@@ -62,6 +63,10 @@ def status(
     wanted = dict(map(label_wanted, labels))
     client = connect()
     fleet = client.fleet(domain)
+    known = {one.host for one in fleet.hosts} | {one.host for one in fleet.domains}
+    if host and host not in known:
+        # A misspelt one would be "nothing is late" for ever.
+        raise BadInput(f"No hypervisor {host!r} is known.", "`virtvault hosts` lists them.")
     chosen = [
         one
         for one in fleet.domains
@@ -75,9 +80,10 @@ def status(
     narrowed = bool(domain or host or wanted or late or unprotected)
     if as_json:
         output.document(shown)
-    elif domain and len(chosen) <= 1:
-        for one in chosen:
-            _one(one)
+    elif narrowed and not chosen:
+        click.echo("No such domains.")
+    elif domain and len(chosen) == 1:
+        _one(chosen[0])
     else:
         _fleet(shown, [] if narrowed else client.alerts(), narrowed, everything)
     if not exit_zero and any(_shown(one) in WRONG for one in chosen):
@@ -167,9 +173,20 @@ def _headline(fleet: FleetStatus, protected: int, wrong: dict[str, int]) -> str:
     count = _count(protected, "protected domain")
     if not bad:
         fine = "is fresh" if protected == 1 else "are fresh"
+        # What is fresh now does not stay so where nothing backs it up.
+        if but := _away(fleet):
+            return click.style(f"{count} {fine}, but {but}.", fg="yellow", bold=True) + without
         return click.style(f"All is well: {count} {fine}.", fg="green", bold=True) + without
     words = f"Of {count} {', '.join(bad)}; {totals.fresh} fresh."
     return click.style(words, fg="red", bold=True) + without
+
+
+def _away(fleet: FleetStatus) -> str:
+    """What keeps the next backups from being made."""
+    said = [] if fleet.beat else ["no beat leads: nothing is scheduled"]
+    if gone := fleet.totals.hosts_gone:
+        said.append(f"{_count(gone, 'hypervisor')} {'is' if gone == 1 else 'are'} gone")
+    return ", and ".join(said)
 
 
 def _table(found: Sequence[DomainStatus]) -> None:

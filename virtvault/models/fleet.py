@@ -13,6 +13,7 @@ class RunInfo:
 
     ``state``: ``running``, ``complete``, ``failed``, ``cancelled``. ``kind`` is the task's name
     without ``virtvault.``; ``policy`` and ``slot`` are empty where somebody asked by hand.
+    ``sync`` is a backup's, once it has ended, and ``boot`` of a verify that boots the points.
     ``seconds`` from start to finish; ``transferred`` and ``stored`` the bytes of a backup.
     """
 

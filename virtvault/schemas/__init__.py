@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from marshmallow import RAISE, ValidationError
@@ -21,6 +22,9 @@ from virtvault.settings import Settings
 __all__ = ["dump", "load", "load_settings"]
 
 T = TypeVar("T")
+
+# What is plain as it is, and most of what there is.
+SIMPLE = frozenset({str, int, float, bool})
 
 _SCHEMAS: dict[type[Any], Strict] = {
     schema.model: schema()
@@ -72,10 +76,21 @@ def dump(value: Any) -> dict[str, Any]:
     """A dataclass of :mod:`virtvault.models` as JSON-able data."""
     if not is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"not a model: {value!r}")
-    return {k: _plain(v) for k, v in asdict(value).items()}
+    return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+
+
+@cache
+def _names(model: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(model))
 
 
 def _plain(value: Any) -> Any:
+    # Not `asdict`, which copies all it finds: a fleet's status has a million of these.
+    if value is None or type(value) in SIMPLE:
+        return value
+    model: type[Any] = type(value)
+    if is_dataclass(model):
+        return {name: _plain(getattr(value, name)) for name in _names(model)}
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from marshmallow import ValidationError, validate, validates_schema
 from marshmallow import fields as f
@@ -24,6 +25,16 @@ class RepositorySettingsSchema(Strict):
     type = f.String(validate=validate.OneOf(("directory",)))
 
 
+def _url(text: str) -> None:
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValidationError("must be an http(s) URL")
+
+
 def _email_or_empty(address: str) -> None:
     if address:
         validate.Email()(address)
@@ -31,9 +42,7 @@ def _email_or_empty(address: str) -> None:
 
 class NotifySettingsSchema(Strict):
     model = NotifySettings
-    webhooks = f.List(
-        f.String(validate=validate.Regexp(r"^https?://", error="must be an http(s) URL"))
-    )
+    webhooks = f.List(f.String(validate=_url))
     webhook_secret_file = f.String()
     email_to = f.List(f.String(validate=validate.Email()))
     email_from = f.String(validate=_email_or_empty)
@@ -108,8 +117,6 @@ class SettingsSchema(Strict):
     beat_interval = f.Float(validate=validate.Range(min=0.1, max=60))
     leader_seconds = f.Integer(validate=_at_least(2))
     tokens_file = f.String()
-    callback_urls = f.List(
-        f.String(validate=validate.Regexp(r"^https?://", error="must begin as an http(s) URL"))
-    )
+    callback_urls = f.List(f.String(validate=_url))
     history_days = f.Integer(validate=_at_least(1))
     notify = f.Nested(NotifySettingsSchema)

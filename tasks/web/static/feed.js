@@ -35,7 +35,9 @@ function show() {
 
 async function fetched(address, signal) {
   try {
-    const response = await fetch(address, { signal, headers: { Accept: "application/json" } });
+    // Not relative to the page's address as it was typed: `fetch` refuses one with a password in it.
+    const whole = new URL(address, location.origin + location.pathname);
+    const response = await fetch(whole, { signal, headers: { Accept: "application/json" } });
     const type = response.headers.get("Content-Type") || "";
     if (type.startsWith("application/json")) return await response.json();
     return {
