@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,3 +187,19 @@ def test_redis_ends_with_what_the_catalog_has_whoever_comes_late(
         thread.join(30)
     assert published() == 2
     redis.close()
+
+
+def test_the_example_of_redis_users_lets_a_service_ask_and_clear_away_its_answer(
+    central: Stack,
+) -> None:
+    users = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl.example"
+    (line,) = [one for one in users.read_text().splitlines() if one.startswith("user service ")]
+    _, name, *rules = re.findall(r"\([^)]*\)|\S+", line)
+    answer = "celery-task-meta-00000000-0000-0000-0000-000000000000"
+    with central.redis.client() as admin:
+        admin.execute_command("ACL", "SETUSER", name, *rules)
+        for command in (("LPUSH", queues.CENTRAL, "x"), ("GET", answer), ("DEL", answer)):
+            assert admin.execute_command("ACL", "DRYRUN", name, *command) == b"OK", command
+        refused = admin.execute_command("ACL", "DRYRUN", name, "DEL", queues.POLICIES_KEY)
+        assert b"no permissions" in refused
+        admin.execute_command("ACL", "DELUSER", name)
