@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from virtvault.models import Alert, DomainStatus, FleetStatus, SlotRecord
+from virtvault.moments import written
 from virtvault.spans import in_words
 
 __all__ = ["BEAT", "Changes", "Open", "Seen", "Telling", "decide"]
@@ -81,7 +82,7 @@ def decide(seen: Seen, open_alerts: Iterable[Open], repeat: int) -> Changes:
     known = {(one.alert.kind, one.alert.subject): one for one in open_alerts}
     wrong = _wrong(seen, known)
     looked = _looked_at(seen)
-    at = _text(seen.now)
+    at = written(seen.now)
     opened = tuple(alert for key, alert in wrong.items() if key not in known)
     closed = tuple(
         replace(one.alert, closed=at)
@@ -108,7 +109,7 @@ def _looked_at(seen: Seen) -> set[str]:
 
 def _wrong(seen: Seen, already: Mapping[Key, Open]) -> dict[Key, Alert]:
     """What is wrong now. What was patience to open is none to go on."""
-    at = _text(seen.now)
+    at = written(seen.now)
     found: list[Alert] = []
     for host, seconds in (seen.gone or {}).items():
         if seconds > HOST_PATIENCE or ("host", host) in already:
@@ -289,7 +290,3 @@ def _key(alert: Alert) -> Key:
 
 def _since(now: datetime, moment: str) -> float:
     return (now - datetime.fromisoformat(moment)).total_seconds()
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from beat import due
 from virtvault import queues
 from virtvault.models import Policy, Schedule, SlotRecord
+from virtvault.moments import written
 from virtvault.runs import RunRecord
 
 __all__ = [
@@ -184,8 +185,7 @@ class Work:
 
 def moment(seconds: float) -> str:
     """UTC to the millisecond, as models carry it."""
-    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    return written(datetime.fromtimestamp(seconds, UTC))
 
 
 def instant(text: str) -> float:

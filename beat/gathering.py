@@ -28,6 +28,7 @@ from virtvault.models import (
     RunInfo,
 )
 from virtvault.runs import RunRecord
+from virtvault.stored import UUID
 
 __all__ = ["Gathering", "now"]
 
@@ -173,7 +174,7 @@ class _Matches:
 
 def _run_info(record: RunRecord, name: str) -> RunInfo:
     asked = str(record.request.get("domain") or "")
-    uuid = asked if len(asked) == 36 and asked.count("-") == 4 else ""
+    uuid = asked if UUID.fullmatch(asked) else ""
     policy = slot = ""
     if record.origin:
         with suppress(ValueError):  # of a later version

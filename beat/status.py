@@ -18,6 +18,7 @@ from virtvault.models import (
     Policy,
     RunInfo,
 )
+from virtvault.moments import written
 
 __all__ = ["Facts", "OURS", "fleet_status", "one_of"]
 
@@ -64,7 +65,7 @@ def fleet_status(facts: Facts) -> FleetStatus:
         if not domain.name.startswith(OURS) and (domain.state != "absent" or domain.uuid in points)
     )
     return FleetStatus(
-        at=_text(facts.now),
+        at=written(facts.now),
         totals=_totals(facts, domains),
         domains=domains,
         hosts=tuple(facts.hosts[host] for host in sorted(facts.hosts)),
@@ -170,7 +171,7 @@ def _error(facts: Facts, domain: DomainInfo, worst: _Held | None) -> tuple[str, 
             f"Its newest point {worst.point.point} is dated {worst.ahead:.0f} s ahead of the "
             "central tier's clock: its age cannot be told, so it does not count as fresh.",
             f"Set the clocks of {worst.point.host} and of the central tier, then back it up.",
-            _text(facts.now),
+            written(facts.now),
         )
     return "", "", ""
 
@@ -208,7 +209,3 @@ def _age(facts: Facts, point: Newest | None) -> float:
     if point is None:
         return -1.0
     return (facts.now - datetime.fromisoformat(point.instant)).total_seconds()
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -25,6 +25,7 @@ from tasks.notices import ALERTS, Delivery, targets
 from virtvault import runs, schemas
 from virtvault.errors import NotReachable
 from virtvault.models import FleetStatus
+from virtvault.moments import written
 from virtvault.settings import Settings
 
 __all__ = ["Watch"]
@@ -82,7 +83,7 @@ class Watch:
         try:
             # Beat reads them there, and Redis may have been flushed.
             publish(self._catalog, self._client)
-            self._client.set(LOOKED_KEY, _text(at), ex=UNASKED)
+            self._client.set(LOOKED_KEY, written(at), ex=UNASKED)
         except redis.RedisError as error:
             log.info("that was not noted: %s", error)
         return True
@@ -183,15 +184,17 @@ class Watch:
             for target in (targets(self._settings) if told else ())
         ]
         of_lasting = [telling.alert for telling in told if telling.event != "recovered"]
-        self._catalog.change_alerts(_text(at), changes.opened, changes.closed, of_lasting, notices)
+        self._catalog.change_alerts(
+            written(at), changes.opened, changes.closed, of_lasting, notices
+        )
 
     def _tidy(self, at: datetime) -> None:
         """Drop old history, and alerts that nothing will close."""
-        self._catalog.forget(_text(at - timedelta(days=self._settings.history_days)))
+        self._catalog.forget(written(at - timedelta(days=self._settings.history_days)))
         for alert in self._catalog.alerts():
             opened = datetime.fromisoformat(alert.opened)
             if alert.kind == "notice" and (at - opened).total_seconds() > UNDELIVERED:
-                self._catalog.close_alert(alert.kind, alert.subject, _text(at))
+                self._catalog.close_alert(alert.kind, alert.subject, written(at))
 
     def _still_delivering(self) -> None:
         with suppress(redis.RedisError):
@@ -232,7 +235,3 @@ def _payload(told: Sequence[Telling]) -> dict[str, object]:
 def _summary(told: Sequence[Telling]) -> str:
     others = len(told) - 1
     return told[0].words + (f" And {others} more." if others else "")
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

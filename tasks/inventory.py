@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tasks.spool import Spool
 from virtvault import queues, schemas
 from virtvault.errors import InvalidRequest
 from virtvault.models import Inventory
+from virtvault.moments import written
 from virtvault.settings import Settings
 from workers.engine import now
 from workers.inventory import Stocktaking, differs
@@ -143,5 +144,4 @@ def _after(before: str, found: str) -> str:
     """``found``, or where a clock was set back the millisecond after ``before``: newest wins."""
     if found > before:
         return found
-    moment = datetime.fromisoformat(before).astimezone(UTC) + timedelta(milliseconds=1)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return written(datetime.fromisoformat(before) + timedelta(milliseconds=1))

@@ -18,6 +18,7 @@ from tasks.mail import MAILTO, send_email
 from tasks.submit import may_call
 from tasks.webhook import post
 from virtvault.models import Alert
+from virtvault.moments import written
 from virtvault.settings import Settings
 
 __all__ = ["ALERTS", "Delivery", "targets"]
@@ -53,14 +54,14 @@ class Delivery:
 
     def due(self, now: datetime) -> bool:
         """Whether anything is to be sent."""
-        return bool(self._catalog.due_notices(_text(now), 1))
+        return bool(self._catalog.due_notices(written(now), 1))
 
     def round(self, now: datetime, alone: Callable[[], object] = bool) -> int:
         """Send what is due at ``now``; gives how many notices were taken by somebody.
 
         :param alone: called before each is sent; the lock is to be held for that long.
         """
-        due = self._catalog.due_notices(_text(now), AT_ONCE)
+        due = self._catalog.due_notices(written(now), AT_ONCE)
         letters: dict[str, list[Notice]] = {}
         sent, refused = 0, dict[str, str]()
         until = time.monotonic() + ROUND
@@ -128,23 +129,23 @@ class Delivery:
                 self._failed(notice, subject, why, now)
             return 0
         for notice in notices:
-            self._catalog.notice_sent(notice.id, _text(now))
+            self._catalog.notice_sent(notice.id, written(now))
         if any(alert.subject == subject for alert in self._given_up()):
-            self._catalog.close_alert("notice", subject, _text(now))
+            self._catalog.close_alert("notice", subject, written(now))
         return len(notices)
 
     def _failed(self, notice: Notice, subject: str, why: str, now: datetime) -> None:
         lasted = (now - datetime.fromisoformat(notice.at)).total_seconds()
         give_up = lasted >= GIVE_UP
         pause = min(FIRST * 2 ** min(notice.tries, 20), LONGEST)
-        again = _text(now + timedelta(seconds=pause))
+        again = written(now + timedelta(seconds=pause))
         self._catalog.notice_failed(notice.id, why, again, give_up)
         if give_up:
             self._catalog.open_alert(
                 Alert(
                     kind="notice",
                     subject=subject,
-                    opened=_text(now),
+                    opened=written(now),
                     detail=f"Notices to {subject} were given up after a day: {why}.",
                     mend="Mend what answers there, or [notify] and callback_urls in the settings.",
                 )
@@ -166,7 +167,3 @@ def _subject(target: str) -> str:
 def _waited(waiting: Sequence[Notice], now: datetime) -> float:
     """Seconds since the oldest of them, which is how long the others are collected."""
     return max((now - datetime.fromisoformat(n.at)).total_seconds() for n in waiting)
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

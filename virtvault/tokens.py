@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from marshmallow import ValidationError, validate
@@ -23,6 +23,7 @@ from marshmallow import fields as f
 
 from virtvault import schemas
 from virtvault.errors import InvalidRequest, InvalidSettings
+from virtvault.moments import written
 from virtvault.schemas.base import MOMENT, NAME, Strict, text
 
 __all__ = ["ROLES", "Token", "TokenFile"]
@@ -110,8 +111,8 @@ class TokenFile:
         :raises InvalidRequest: the name is wrong or taken.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
-        expires = _moment(now + timedelta(seconds=seconds)) if seconds else ""
-        made = Token(name, role, _hash(secret), _moment(now), expires)
+        expires = written(now + timedelta(seconds=seconds)) if seconds else ""
+        made = Token(name, role, _hash(secret), written(now), expires)
         try:
             _TokenSchema().load(_plain(made))
         except ValidationError as error:
@@ -204,7 +205,3 @@ def _plain(token: Token) -> dict[str, str]:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _moment(when: datetime) -> str:
-    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

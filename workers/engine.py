@@ -7,21 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from virtvault.errors import Cancelled
 from virtvault.models import DiskProgress, Progress
+from virtvault.moments import now
 from virtvault.settings import Settings
 from workers.hypervisor import Hypervisor
 from workers.jobs import Detached, Pace
 from workers.journal import Journal
 
 __all__ = ["Engine", "Ties", "now", "tag_of"]
-
-
-def now() -> str:
-    """UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def tag_of(task_id: str) -> str:

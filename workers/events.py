@@ -21,6 +21,7 @@ import libvirt_qemu
 
 from virtvault.errors import VirtvaultError
 from virtvault.models import WATCHER_CONNECTED, WATCHER_DISCONNECTED, WATCHER_MISSED, Event
+from virtvault.moments import written
 from virtvault.settings import Settings
 from workers.hypervisor import Hypervisor
 
@@ -232,8 +233,7 @@ LIFECYCLE = dict(
 
 def _moment(seconds: float | None = None) -> str:
     """A time since the epoch, or now: UTC, ISO 8601, to the millisecond."""
-    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return written(datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC))
 
 
 def _parsed(details: str | None) -> dict[str, Any]:

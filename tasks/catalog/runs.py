@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, func, select
@@ -16,11 +15,12 @@ from tasks.catalog.notices import put_notice
 from tasks.catalog.tables import CallbackRow, DomainRow, NewestRow, PointRow, RunRow, SlotRow
 from virtvault import schemas
 from virtvault.models import RunInfo
+from virtvault.moments import now
+from virtvault.stored import UUID
 
 __all__ = ["Runs"]
 
 FIELDS = tuple(RunInfo.__dataclass_fields__)
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Runs(Database):
@@ -101,7 +101,7 @@ class Runs(Database):
 
         :param at: UTC, empty: now.
         """
-        at = at or datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = at or now()
         with self._writing() as session:
             callback = session.merge(CallbackRow(task_id=task_id, url=url, at=at))
             if session.get(RunRow, task_id) is not None:

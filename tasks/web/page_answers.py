@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from virtvault.errors import NotReachable, VirtvaultError, WorkFailed
+from virtvault.moments import written
 
 __all__ = ["Answer", "Answers", "stamp"]
 
@@ -30,8 +31,7 @@ KEPT = 200
 
 def stamp(moment: datetime | None = None) -> str:
     """A moment (default: now) as the models write it: UTC, to the millisecond, with ``Z``."""
-    moment = moment or datetime.now(UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return written(moment or datetime.now(UTC))
 
 
 @dataclass

@@ -12,6 +12,7 @@ from marshmallow import ValidationError
 from virtvault.cli import output
 from virtvault.cli.options import connect, json_option
 from virtvault.models import RunInfo
+from virtvault.moments import written
 from virtvault.schemas.units import Duration
 
 __all__ = ["alerts", "runs"]
@@ -27,8 +28,7 @@ class _Ago(click.ParamType[str]):
             seconds = Duration().deserialize(value)
         except ValidationError as error:
             self.fail(f"{value!r} {error.messages[0]}.", param, ctx)
-        moment = datetime.now(UTC) - timedelta(seconds=seconds)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return written(datetime.now(UTC) - timedelta(seconds=seconds))
 
 
 @click.command()

@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 SHUT_OFF = 5.0
 # Seconds between two tries of what failed.
 AGAIN = 2.0
-# Seconds libvirt may take to notice the end of its own job.
-NOTICE = 30.0
 
 
 class Pulling:
